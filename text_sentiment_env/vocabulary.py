@@ -1,0 +1,235 @@
+"""GPT-2's byte-pair encoding, and the subsets of its tokens that serve as action sets.
+
+The encoding is built from GPT-2's own merges (`data/vocab.bpe`, OpenAI, modified MIT license), so that
+nothing is downloaded: `tiktoken.get_encoding("gpt2")` would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 50256
+GPT2_VOCABULARY_SIZE = 50257
+
+# GPT-2's pre-tokeniser (openai/gpt-2, src/encoder.py): merges never cross these pieces.
+_PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _data(name: str) -> str:
+    return resources.files("text_sentiment_env").joinpath("data", name).read_text("utf-8")
+
+
+@cache
+def gpt2_ranks() -> dict[bytes, int]:
+    """The bytes of GPT-2's 50,256 ordinary tokens, each with its id (which is its merge rank)."""
+    # OpenAI writes bytes as printable characters: the printable ones as themselves and the others,
+    # in order, as chr(256), chr(257)...  Ids follow the same order.
+    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    others = [b for b in range(256) if b not in set(printable)]
+    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    ranks = {bytes([b]): rank for rank, b in enumerate(printable + others)}
+    for merge in _data("vocab.bpe").splitlines()[1:]:  # line 1 is the version
+        ranks[bytes(byte_of[char] for char in merge.replace(" ", ""))] = len(ranks)
+    return ranks
+
+
+@cache
+def gpt2_token_bytes() -> list[bytes]:
+    """The bytes of each of GPT-2's 50,257 tokens, by id; end-of-text reads `<|endoftext|>`."""
+    return [*gpt2_ranks(), END_OF_TEXT.encode()]
+
+
+@cache
+def gpt2_encoding() -> tiktoken.Encoding:
+    """GPT-2's byte-pair encoding (Radford et al. 2019), from the merges in this package."""
+    return _encoding("gpt2", gpt2_ranks())
+
+
+def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
+    import tiktoken
+
+    return tiktoken.Encoding(
+        name,
+        pat_str=_PIECES,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT: END_OF_TEXT_ID},
+    )
+
+
+class Vocabulary:
+    """An action set: a subset of GPT-2's 50,257 tokens, `<|endoftext|>` always the last.
+
+    Action i is GPT-2 token `token_ids[i]`. A softmax over the subset is GPT-2 conditioned on the
+    subset, so that one GPT-2 serves every vocabulary.
+
+    >>> vocabulary = Vocabulary.load("small")
+    >>> len(vocabulary), vocabulary.end_index, vocabulary.pad_index
+    (100, 99, 100)
+    >>> vocabulary.decode(vocabulary.encode("the movie is not good."))
+    ' the movie is not good.'
+
+    Attributes:
+        token_ids: the GPT-2 id of each action, int64 array of shape (V,).
+        token_bytes: the bytes each action appends to the text.
+    """
+
+    def __init__(self, token_ids: Iterable[int]) -> None:
+        """Makes a vocabulary of GPT-2 token ids; `<|endoftext|>` (50256) is moved or added last.
+
+        Raises:
+            ValueError: for an id outside GPT-2's, a repeated one, or no token beside end-of-text.
+        """
+        ids = [int(i) for i in token_ids]
+        for i in ids:
+            if not 0 <= i < GPT2_VOCABULARY_SIZE:
+                raise ValueError(
+                    f"token_ids holds {i}, which is not a GPT-2 token: ids lie in [0, 50257)"
+                )
+        repeated = [
+            i for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1
+        ]
+        if repeated:
+            words = [gpt2_token_bytes()[i].decode(errors="replace") for i in repeated]
+            raise ValueError(f"vocabulary holds {words} more than once: remove the repeats")
+        ordinary = [i for i in ids if i != END_OF_TEXT_ID]
+        if not ordinary:
+            raise ValueError(
+                "vocabulary is empty: it needs at least one token beside <|endoftext|>"
+            )
+        self.token_ids: npt.NDArray[np.int64] = np.array([*ordinary, END_OF_TEXT_ID], np.int64)
+        self.token_ids.flags.writeable = False
+        self.token_bytes: list[bytes] = [gpt2_token_bytes()[i] for i in ordinary] + [b""]
+        self._index = {int(token_id): index for index, token_id in enumerate(self.token_ids)}
+
+    @classmethod
+    def load(cls, vocabulary: str | Sequence[str] | Vocabulary) -> Vocabulary:
+        """Reads what the environment's `vocabulary` argument accepts.
+
+        Args:
+            vocabulary: `"small"` (100 tokens: a film review's words), `"reviews"` (the bundled
+                language model's tokens, which encode any text), `"gpt2"` (all 50,257), or strings
+                that are each one GPT-2 token (most words with their leading space: `" movie"`).
+
+        Raises:
+            ValueError: for an unknown name, or a string that is not one GPT-2 token.
+        """
+        if isinstance(vocabulary, Vocabulary):
+            return vocabulary
+        if isinstance(vocabulary, str):
+            if vocabulary not in _NAMED:
+                raise ValueError(
+                    f"vocabulary={vocabulary!r} is unknown: use one of {', '.join(map(repr, _NAMED))}"
+                    " or a list of strings that are each one GPT-2 token"
+                )
+            return _named(vocabulary)
+        return cls(_single_token(word) for word in vocabulary)
+
+    def __len__(self) -> int:
+        """The number of actions V."""
+        return len(self.token_ids)
+
+    @property
+    def end_index(self) -> int:
+        """The action `<|endoftext|>`, V - 1: it ends the text."""
+        return len(self.token_ids) - 1
+
+    @property
+    def pad_index(self) -> int:
+        """What fills an observation behind the text: V, which is no action."""
+        return len(self.token_ids)
+
+    @cached_property
+    def _own_encoding(self) -> tiktoken.Encoding:
+        # With every byte among its tokens a vocabulary has a byte-pair encoding of its own: GPT-2's
+        # merges less those that lead out of it. It agrees with GPT-2's wherever that stays inside.
+        if self._index.keys() >= set(range(256)):
+            return _encoding(
+                "subset",
+                {self.token_bytes[i]: t for t, i in self._index.items() if t != END_OF_TEXT_ID},
+            )
+        return gpt2_encoding()
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """The action indices whose texts join to `text`, int64 of shape (n,).
+
+        Tried as given and then with a leading space, since word vocabularies hold `" movie"`, not
+        `"movie"`.
+
+        Raises:
+            ValueError: naming the first token of `text` that is not in this vocabulary.
+        """
+        missing = ""
+        for candidate in (text, " " + text):
+            ids = self._own_encoding.encode_ordinary(candidate)
+            try:
+                return np.array([self._index[i] for i in ids], np.int64)
+            except KeyError as error:
+                missing = missing or gpt2_token_bytes()[error.args[0]].decode(errors="replace")
+        raise ValueError(
+            f"text {text!r} is outside this vocabulary of {len(self)} tokens: no {missing!r}."
+            " Reword the text, add the token, or use vocabulary='gpt2'"
+        )
+
+    def decode(self, indices: Iterable[int]) -> str:
+        """The text of action indices; end-of-text and padding add nothing.
+
+        Bytes that are no whole UTF-8 character read as U+FFFD.
+
+        Raises:
+            IndexError: for an index that is neither an action nor padding.
+        """
+        pad, token_bytes = self.pad_index, self.token_bytes
+        return b"".join([token_bytes[i] for i in indices if i != pad]).decode("utf-8", "replace")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and np.array_equal(self.token_ids, other.token_ids)
+
+    def __hash__(self) -> int:
+        return hash(self.token_ids.tobytes())
+
+    def __reduce__(self) -> tuple[type[Vocabulary], tuple[list[int]]]:
+        return Vocabulary, (self.token_ids.tolist(),)
+
+    def __repr__(self) -> str:
+        words = [token.decode(errors="replace") for token in self.token_bytes[:3]]
+        return f"Vocabulary({len(self)} tokens: {words}...)"
+
+
+def _single_token(word: str) -> int:
+    """The id of a string that is one GPT-2 token, else a ValueError that says what it is."""
+    if word == END_OF_TEXT:
+        return END_OF_TEXT_ID
+    ids = gpt2_encoding().encode_ordinary(word)
+    if len(ids) == 1:
+        return ids[0]
+    pieces = [gpt2_token_bytes()[i].decode(errors="replace") for i in ids]
+    spaced = not word.startswith(" ") and len(gpt2_encoding().encode_ordinary(" " + word)) == 1
+    fix = f"{' ' + word!r}, with its leading space, is one" if spaced else "choose another word"
+    raise ValueError(f"vocabulary word {word!r} is not one GPT-2 token but {pieces}: {fix}")
+
+
+def _words(name: str) -> list[str]:
+    return _data(name).splitlines()
+
+
+_NAMED = {
+    "small": lambda: [_single_token(word) for word in _words("small_vocab.txt")],
+    "reviews": lambda: json.loads(_data("reviews_vocab.json")),
+    "gpt2": lambda: range(GPT2_VOCABULARY_SIZE),
+}
+
+
+@cache
+def _named(name: str) -> Vocabulary:
+    return Vocabulary(_NAMED[name]())
