@@ -2,6 +2,8 @@
 
 import numpy as np
 
+import text_sentiment_env  # noqa: F401  (registers the id)
+
 
 def letters(texts):
     """A judge that costs nothing and tells texts apart: a score from their characters."""

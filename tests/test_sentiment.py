@@ -5,7 +5,7 @@ import pytest
 
 from text_sentiment_env import TextSentimentEnv, load_sentiment_model
 
-WORDS = "[PAD] [UNK] [CLS] [SEP] good bad film not the".split()
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "not", "the"]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import operator
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,7 +17,7 @@ from text_sentiment_env.vocabulary import Vocabulary
 RENDER_MODES = ("ansi", "human")
 
 
-class TextSentimentEnv(gym.Env[Tokens, int]):
+class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
     """Write a text token by token; a sentiment model judges it when it is finished.
 
     ## Description
@@ -112,7 +112,7 @@ class TextSentimentEnv(gym.Env[Tokens, int]):
     * v0: Initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": list(RENDER_MODES), "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 20}
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         """Makes the environment.
@@ -174,7 +174,7 @@ class TextSentimentEnv(gym.Env[Tokens, int]):
             print("\n" + prompt, end="", flush=True)
         return self._tokens.copy(), {"prompt": prompt}
 
-    def step(self, action: int) -> tuple[Tokens, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[Tokens, float, bool, bool, dict[str, Any]]:
         """Appends a token.
 
         Args:
@@ -223,7 +223,7 @@ class TextSentimentEnv(gym.Env[Tokens, int]):
             flush=True,
         )
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The text so far in mode `"ansi"`; `"human"` prints from `reset` and `step` instead."""
         if self.render_mode is None:
             gym.logger.warn("render() does nothing: make the environment with render_mode='ansi'")
@@ -236,10 +236,18 @@ class TextSentimentEnv(gym.Env[Tokens, int]):
         return np.ones(self._n_actions, bool)
 
 
+class RenderModeError(ValueError, TypeError):
+    """A render mode that a text doesn't have.
+
+    Also a TypeError, because stable-baselines3's `make_vec_env` first asks every environment for
+    `"rgb_array"` and goes on without only after a TypeError.
+    """
+
+
 def check_render_mode(render_mode: str | None) -> str | None:
-    """Returns a render mode that both environments know, or raises a ValueError."""
+    """Returns a render mode that both environments know, or raises a RenderModeError."""
     if render_mode is not None and render_mode not in RENDER_MODES:
-        raise ValueError(f"render_mode={render_mode!r} must be None or one of {RENDER_MODES}")
+        raise RenderModeError(f"render_mode={render_mode!r} must be None or one of {RENDER_MODES}")
     return render_mode
 
 

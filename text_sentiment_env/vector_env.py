@@ -86,7 +86,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
 
         self._generators: list[np.random.Generator | None] = [None] * num_envs
         self._seeds: list[int] = [-1] * num_envs
-        self._tokens = np.empty(self.observation_space.shape, np.int64)  # type: ignore[arg-type]
+        self._tokens = np.empty((num_envs, *self.task.observation_space.shape), np.int64)
         self._starts = np.zeros(num_envs, np.int64)
         self._positions = np.zeros(num_envs, np.int64)
         self._potentials = np.zeros(num_envs)
@@ -105,7 +105,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         """What `reset` draws from."""
         return self.task.prompts
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Every row's generator, as Gymnasium's SyncVectorEnv gives them."""
         return tuple(self._generator(row) for row in range(self.num_envs))
@@ -127,7 +127,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     def reset(
         self,
         *,
-        seed: int | Sequence[int | None] | None = None,  # type: ignore[override]
+        seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Tokens, Infos]:
         """Starts every row's text, or those of a mask.
@@ -150,7 +150,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + row for row in range(self.num_envs)]
         seeds = self._per_row("seed", seed, int)
-        for row in np.flatnonzero(mask):
+        for row in np.flatnonzero(mask).tolist():
             if seeds[row] is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seeds[row])
         infos = self._start(mask, prompts)
@@ -160,7 +160,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     def _start(self, mask: Mask, prompts: Sequence[str | None]) -> Infos:
         """Begins the masked rows' texts and returns their reset infos."""
         drawn = np.full(self.num_envs, None, object)
-        rows = np.flatnonzero(mask)
+        rows = np.flatnonzero(mask).tolist()
         begins = [self.task.start(self._generator(row), prompts[row]) for row in rows]
         self._tokens[rows] = self.vocabulary.pad_index
         for row, (prompt, tokens) in zip(rows, begins, strict=True):
@@ -195,7 +195,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
 
     # --------------------------------------------------------------------------------------- step
 
-    def step(self, actions: npt.ArrayLike) -> tuple[Tokens, Floats, Mask, Mask, Infos]:  # type: ignore[override]
+    def step(self, actions: npt.ArrayLike) -> tuple[Tokens, Floats, Mask, Mask, Infos]:
         """Appends a token to every row.
 
         Args:
@@ -256,7 +256,10 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             return rewards, {}
         rows = [self._tokens[row, : self._positions[row]] for row in judged]
         rewards[judged], potentials, ends = self.task.reward(
-            rows, self._starts[judged], terminated[judged], self._potentials[judged]
+            rows,
+            self._starts[judged].tolist(),
+            terminated[judged].tolist(),
+            self._potentials[judged],
         )
         if self.task.shaping:
             self._potentials[judged] = potentials

@@ -27,7 +27,7 @@ _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 
 def _data(name: str) -> str:
-    return resources.files("text_sentiment_env").joinpath("data", name).read_text("utf-8")
+    return (resources.files("text_sentiment_env") / "data" / name).read_text("utf-8")
 
 
 @cache
