@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,31 +22,13 @@ from agents import checkpoint
 from agents.gpt2 import GPT2, GPT2Config
 from agents.policy import GPT2Policy, Scores
 from agents.returns import BASELINES, hold_last, leave_one_out, monte_carlo_returns
+from agents.rollout import Episodes, collect
 from agents.vec_env import SB3VecEnv
 
 KL_ESTIMATORS = ("k1", "k3")
 LR_DECAYS = ("constant", "linear", "cosine")
 EMA_DECAY = 0.9
 DEFAULT_GROUP_SIZE = 4
-
-
-@dataclass
-class Episodes:
-    """One finished episode a row; arrays (B, L), a column a place of the observation."""
-
-    texts: Tensor  # int64: the final observations
-    mask: Tensor  # bool: the places that the agent wrote
-    rewards: Tensor  # float32: what the environment paid for each of them
-    infos: list[dict[str, Any]]  # the last step's, a row
-
-    @property
-    def lengths(self) -> Tensor:
-        """Written tokens of each episode, `<|endoftext|>` included, int64 (B,)."""
-        return self.mask.sum(1)
-
-    def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Texts and mask of some rows."""
-        return self.texts[rows], self.mask[rows]
 
 
 class REINFORCE(BaseAlgorithm):
@@ -370,47 +351,21 @@ class REINFORCE(BaseAlgorithm):
         return callback
 
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
-        """Writes one text a row; None if the callback stops the training.
-
-        A row whose text has ended restarts, as SB3's rows do. It is then no longer read, and its new
-        text, which would end no sooner than the slowest, is dropped at the next reset.
-        """
+        """Writes one text a row; None if the callback stops the training."""
         assert self.env is not None
-        env, policy = self.env, self.policy
-        policy.set_training_mode(False)
-        self._draw_prompts(env)
-        obs = np.asarray(env.reset())
-        B, _ = obs.shape
-        texts, mask = obs.copy(), np.zeros(obs.shape, bool)
-        rewards, infos = np.zeros(obs.shape, np.float32), [{} for _ in range(B)]  # type: ignore[var-annotated]
-        lengths = (obs != self.action_space.n).sum(1)  # type: ignore[attr-defined]
-        writing = np.ones(B, bool)
-        while writing.any():
-            rows = np.flatnonzero(writing)
-            chosen = None if len(rows) == B else torch.as_tensor(writing, device=self.device)
-            with torch.no_grad():
-                tokens = policy(torch.as_tensor(obs, device=self.device), rows=chosen)[0]
-            actions = np.zeros(B, np.int64)  # ended rows write action 0, which ends nothing
-            actions[rows] = tokens.cpu().numpy()
-            obs, step_rewards, dones, step_infos = env.step(actions)  # type: ignore[assignment]
-            places = rows, lengths[rows]
-            texts[places], mask[places], rewards[places] = actions[rows], True, step_rewards[rows]
-            lengths[rows] += 1
-            for row in np.flatnonzero(writing & dones):
-                infos[row] = step_infos[row]
-            self.num_timesteps += len(rows)
+        self.policy.set_training_mode(False)
+        self._draw_prompts(self.env)
+
+        def on_step(tokens: int) -> bool:
+            self.num_timesteps += tokens
             callback.update_locals(locals())
-            if not callback.on_step():
-                return None
-            writing &= ~dones
-        self._last_obs = obs
-        self._record_rollout(rewards, mask, infos)
-        return Episodes(
-            torch.as_tensor(texts, device=self.device),
-            torch.as_tensor(mask, device=self.device),
-            torch.as_tensor(rewards, device=self.device),
-            infos,
-        )
+            return callback.on_step()
+
+        episodes = collect(self.policy, self.env, on_step)
+        if episodes is not None:
+            self._last_obs = episodes.texts.cpu().numpy()
+            self._record_rollout(episodes)
+        return episodes
 
     def _draw_prompts(self, env: VecEnv) -> None:
         """Gives the rows of a group the same prompt; without groups the environment draws."""
@@ -555,10 +510,10 @@ class REINFORCE(BaseAlgorithm):
 
     # ----------------------------------------------------------------------------------------- log
 
-    def _record_rollout(
-        self, rewards: np.ndarray, mask: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        totals, lengths = rewards.sum(1), mask.sum(1)
+    def _record_rollout(self, episodes: Episodes) -> None:
+        totals = episodes.rewards.sum(1).cpu().numpy()
+        lengths = episodes.mask.sum(1).cpu().numpy()
+        infos = episodes.infos
         assert self.ep_info_buffer is not None
         for total, length in zip(totals.tolist(), lengths.tolist(), strict=True):
             self.ep_info_buffer.append({"r": total, "l": length})
