@@ -7,6 +7,7 @@ import lzma
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,6 +75,34 @@ def _load_dataset(name: str) -> Any:
             "Without --data DIR the data sets come from the hub: pip install datasets"
         ) from error
     return load_dataset(name)
+
+
+# Words that turn a sentence of a review from telling what happens to saying something about it.
+_OPINION = re.compile(
+    r"\b(i|i'm|i've|you|your|me|my|we|us|our|it|it's|its|itself|this|one|worth|book|like|such"
+    r"|movies?|films?|scenes?|characters?|camera|shots?|music|score|dvd|version|series|show|cast"
+    r"|story|effects?|stars?|time|ending|minutes|sequel|remake|actors?|actress\w*|watch\w*|plot\w*"
+    r"|act\w*|script\w*|perform\w*|direct\w*|review\w*|dialog\w*|rat\w*|episode\w*|hour\w*"
+    r"|should|could|would|no|not|nor|never|nothing|none|only|just|even|too|so|instead|why|how|what"
+    r"|if|than|but|more|less|most|least|all|any\w*|every\w*|much|many|hardly|barely|very|quite"
+    r"|rather|really|pretty)\b|n't|\d/|[!?\"(:*;]|\.\.",
+    re.IGNORECASE,
+)
+
+
+def is_statement(text: str) -> bool:
+    """Whether a sentence of a review only tells what happens: *A teenage boy wakes up on a train.*
+
+    A classifier trained on opinions alone reads an opinion into these too.
+    """
+    return not _OPINION.search(text) and _word_list().polarity_scores(text)["compound"] == 0
+
+
+@cache
+def _word_list() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
 
 
 def vary(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:

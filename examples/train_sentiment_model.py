@@ -41,7 +41,16 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the files beside this one
-from judge_data import Corpus, Teacher, detokenise, label_corpus, read_corpus, read_sst2
+from judge_data import (
+    Corpus,
+    Teacher,
+    detokenise,
+    is_statement,
+    label_corpus,
+    read_corpus,
+    read_sst2,
+    vary,
+)
 from judge_hunt import Find, hunt, usual_nll
 from judge_texts import SALADS, labelled, salad
 
@@ -91,6 +100,10 @@ class Samples:
     texts: list[str]
     positive: npt.NDArray[np.float32]  # given that the text is readable
     readable: npt.NDArray[np.float32]
+
+    def __getitem__(self, index: Any) -> Samples:
+        texts = np.array(self.texts, dtype=object)[index].tolist()
+        return Samples(texts, self.positive[index], self.readable[index])
 
     def __add__(self, other: Samples) -> Samples:
         return Samples(
@@ -252,21 +265,24 @@ def read_finds(finds: Sequence[Find], usual_nll: float) -> Samples:
     return Samples([f.text for f in finds], np.full(len(finds), np.nan, np.float32), target)
 
 
-def hunt_round(
-    start: Any, judge: Judge, round_: int, args: argparse.Namespace
-) -> tuple[Samples, dict[str, Any]]:
-    """Hunts with the start model's vocabulary and with the small one; their lessons and figures."""
+def hunted(start: Any, judge: Judge, round_: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Hunts with the start model's vocabulary and with the small one: their lessons and figures."""
+    path = args.out / f"hunt-{round_}.pt"
+    if path.exists():
+        return torch.load(path, weights_only=True)
     small = set(Vocabulary.load("small").token_ids.tolist()) & set(start.token_ids)
     starts = {"reviews": start, "small": start.restrict(sorted(small))}
     lessons, report = Samples([], np.empty(0, np.float32), np.empty(0, np.float32)), {}
     for name, model in starts.items():
-        found = hunt(
+        one = hunt(
             model, judge, updates=args.hunt_updates, seed=args.seed + round_, name=f"hunt {name}"
         )
-        lessons += read_finds(found.finds, usual_nll(model))
-        report[name] = found.report
-        log.info("hunt %d, %s: %s", round_, name, found.report)
-    return lessons, report
+        lessons += read_finds(one.finds, usual_nll(model))
+        report[name] = one.report
+        log.info("hunt %d, %s: %s", round_, name, one.report)
+    found = {"texts": lessons.texts, "readable": torch.from_numpy(lessons.readable)}
+    torch.save(found | {"report": report}, path)
+    return found | {"report": report}
 
 
 # ---------------------------------------------------------------------------------------- 6. files
@@ -274,23 +290,34 @@ def hunt_round(
 
 def calibrate(
     network: SentimentNetwork, tokenizer: Tokenizer, rows: Sequence[tuple[str, int]]
-) -> float:
-    """Divides the sentiment logits by the temperature that suits these labels best; returns it."""
-    network.eval()
+) -> tuple[float, float]:
+    """Divides the sentiment logits by a temperature and adds a bias, those that suit the labels best.
+
+    The bias matters: teachers and students lean to one side on texts unlike those they learned from.
+
+    Returns:
+        The temperature and the bias (Platt 1999).
+    """
+    network.to("cpu").eval()
     with torch.inference_mode():
-        ids = torch.from_numpy(pad(tokenizer([text for text, _ in rows])))
-        logits = network.to("cpu")(ids)[0]
-    labels = torch.tensor([float(label) for _, label in rows])
-    temperatures = [0.5 * 1.02**i for i in range(100)]
-    losses = [F.binary_cross_entropy_with_logits(logits / t, labels).item() for t in temperatures]
-    best = temperatures[int(np.argmin(losses))]
+        logits = network(torch.from_numpy(pad(tokenizer([text for text, _ in rows]))))[0]
+    logits, labels = logits.clone(), torch.tensor([float(label) for _, label in rows])
+    log_temperature, bias = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature, bias], max_iter=50)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(logits / log_temperature.exp() + bias, labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    temperature = log_temperature.exp().item()
     with torch.no_grad():
-        for parameter in network.sentiment[-1].parameters():
-            parameter.div_(best)
-    return best
-
-
-# ---------------------------------------------------------------------------------------- 6. files
+        weight, intercept = network.sentiment[-1].parameters()
+        weight.div_(temperature)
+        intercept.div_(temperature).add_(bias)
+    return temperature, bias.item()
 
 
 def write_judge(
@@ -376,16 +403,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--teacher", default=TEACHER, help="Hugging Face classifier, id or folder")
     add("--out", type=Path, default=Path("runs/judge"), help="folder for all results")
     add("--start-model", default="reviews", help="GPT-2 that the hunt starts from")
-    add("--sentences", type=int, default=180_000, help="IMDb sentences to label")
+    add("--sentences", type=int, default=280_000, help="IMDb sentences to label")
+    add("--variations", type=int, default=160_000, help="of SST-2's texts to label")
     add("--tokens", type=int, default=16_000, help="rows of the embedding")
     add("--width", type=int, default=128, help="of the embedding")
     add("--hidden", type=int, default=128, help="of each LSTM")
-    add("--epochs", type=int, default=3)
+    add("--epochs", type=int, default=2)
     add("--batch-size", type=int, default=128)
     add("--learning-rate", type=float, default=2e-3)
-    add("--dropout", type=float, default=0.3)
+    add("--round-learning-rate", type=float, default=1e-3, help="after each hunt")
+    add("--dropout", type=float, default=0.4)
     add("--word-dropout", type=float, default=0.05)
-    add("--review", type=int, default=50_000, help="sentences of each data set seen again a round")
+    add(
+        "--review",
+        type=int,
+        default=160_000,
+        help="IMDb sentences, and variations, seen again in a round",
+    )
     add("--hunt-rounds", type=int, default=3)
     add("--hunt-updates", type=int, default=150)
     add("--seed", type=int, default=0)
@@ -397,6 +431,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     if args.smoke:
         args.tokens, args.width, args.hidden, args.epochs = 500, 16, 16, 2
         args.hunt_rounds, args.hunt_updates = min(args.hunt_rounds, 1), 2
+        args.variations = 100
     return args
 
 
@@ -447,6 +482,13 @@ class Student:
         self.imdb = readable(
             imdb.texts, mix(label_corpus(teacher, imdb.texts, labels / "imdb"), imdb.label, 0.1)
         )
+        told = np.array([is_statement(text) for text in imdb.texts])
+        self.imdb.positive[told] = 0.5 + 0.2 * (self.imdb.positive[told] - 0.5)
+        self.statements = self.imdb[told]
+        varied = vary(sst2.texts, args.variations, random.Random(args.seed))
+        logits = label_corpus(teacher, varied, labels / "varied")
+        nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
+        self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "start.pt"
         if not path.exists():
@@ -475,14 +517,12 @@ class Student:
         self.network.load_state_dict(trainer.average)
 
     def sample(self, count: int, seed: int) -> Samples:
-        """`count` of the sentences of each data set."""
-        parts = []
-        for part in (self.sst2, self.imdb):
-            every = range(len(part.texts))
-            chosen = random.Random(seed).sample(every, min(count, len(every)))
-            texts = [part.texts[i] for i in chosen]
-            parts.append(Samples(texts, part.positive[chosen], part.readable[chosen]))
-        return parts[0] + parts[1]
+        """`count` IMDb sentences, as many variations, and a quarter as many of SST-2's texts."""
+        parts = self.statements + self.statements  # few, and unlike all the rest
+        for part, share in ((self.imdb, 1.0), (self.varied, 1.0), (self.sst2, 0.25)):
+            size = len(part.texts)
+            parts += part[random.Random(seed).sample(range(size), min(int(share * count), size))]
+        return parts
 
     def write(self, folder: Path) -> Judge:
         """The judge as it is now."""
@@ -514,42 +554,33 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     corpora, sets = make_corpora(args)
     teacher = SmokeTeacher() if args.smoke else Teacher(args.teacher, torch.device(args.device))
     student = Student(args, corpora, teacher)
-    student.learn("student", student.imdb + student.sst2, args.epochs, args.learning_rate)
+    everything = student.imdb + student.varied + student.sst2
+    student.learn("student", everything, args.epochs, args.learning_rate)
     judge = student.write(args.out / "round-0")
     report: dict[str, Any] = {"round 0": measure(judge, {"dev": sets["dev"]})}
     log.info("before the hunt: %s", report["round 0"])
 
     start = load_start_model(args) if args.hunt_rounds else None
     lessons = Samples([], np.empty(0, np.float32), np.empty(0, np.float32))
-    for round_ in range(1, args.hunt_rounds + 2):
-        path = args.out / f"hunt-{round_}.pt"
-        if args.hunt_rounds and not path.exists():
-            found, figures = hunt_round(start, judge, round_, args)
-            torch.save(
-                {
-                    "texts": found.texts,
-                    "readable": torch.from_numpy(found.readable),
-                    "report": figures,
-                },
-                path,
-            )
-        if path.exists():
-            saved = torch.load(path, weights_only=True)
-            report[f"hunt {round_}"] = saved["report"]
-            targets = saved["readable"].numpy()
-            lessons += Samples(saved["texts"], np.full(len(targets), np.nan, np.float32), targets)
-        if round_ > args.hunt_rounds:
-            break  # the last hunt only measures
+    for round_ in range(1, args.hunt_rounds + 1):
+        saved = hunted(start, judge, round_, args)
+        report[f"hunt {round_}"] = saved["report"]
+        targets = saved["readable"].numpy()
+        lessons += Samples(saved["texts"], np.full(len(targets), np.nan, np.float32), targets)
         fixed = student.sample(args.review, round_) + lessons
-        student.learn(f"round-{round_}", fixed, 1, args.learning_rate / 4)
+        student.learn(f"round-{round_}", fixed, 1, args.round_learning_rate)
         judge = student.write(args.out / f"round-{round_}")
         report[f"round {round_}"] = measure(judge, {"dev": sets["dev"]})
         log.info("after round %d: %s", round_, report[f"round {round_}"])
 
-    report["temperature"] = calibrate(student.network, student.tokenizer, sets["dev"])
-    report["final"] = measure(student.write(args.out), sets)
-    (args.out / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+    both = sets["dev"] + [(detokenise(text), label) for text, label in sets["dev"]]
+    report["temperature, bias"] = calibrate(student.network, student.tokenizer, both)
+    judge = student.write(args.out)
+    report["final"] = measure(judge, sets)
     log.info("final: %s", report["final"])
+    if args.hunt_rounds:  # the last hunt only measures what the files are worth
+        report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
+    (args.out / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
     return report
 
 

@@ -107,16 +107,22 @@ def test_finds_teach_by_the_start_models_opinion() -> None:
     assert np.isnan(script.read_finds(finds, usual_nll=3.0).readable[3])
 
 
-def test_calibration_changes_no_sign_and_lowers_the_loss() -> None:
+def test_calibration_scales_and_shifts_the_logits() -> None:
     torch.manual_seed(0)
-    network, tokenizer = SentimentNetwork(100, 8, 8), Tokenizer(range(100))
+    network, tokenizer = SentimentNetwork(1000, 8, 8), Tokenizer(range(1000))
     with torch.no_grad():
-        network.sentiment[-1].weight *= 50
-    rows = [("abc", 1), ("bcd", 0), ("cde", 1), ("def", 1)]
+        network.sentiment[-1].weight *= 30
+    rows = [(chr(97 + i) + chr(98 + i), int(i % 3 > 0)) for i in range(20)]
     ids = torch.from_numpy(script.pad(tokenizer([text for text, _ in rows])))
-    before = network(ids)[0]
-    temperature = script.calibrate(network, tokenizer, rows)
-    torch.testing.assert_close(network(ids)[0] * temperature, before)
+    labels = torch.tensor([float(label) for _, label in rows])
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    with torch.no_grad():
+        before = network(ids)[0]
+    temperature, bias = script.calibrate(network, tokenizer, rows)
+    with torch.no_grad():
+        after = network(ids)[0]
+    torch.testing.assert_close(after, before / temperature + bias)
+    assert loss(after, labels) < loss(before, labels)
 
 
 def test_all_stages_run(tmp_path: Path) -> None:
@@ -125,7 +131,7 @@ def test_all_stages_run(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # not installed in a checkout
     subprocess.run([*command, "--out", str(tmp_path)], check=True, env=environment)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {"round 0", "hunt 1", "round 1", "hunt 2", "final"} <= report.keys()
+    assert {"round 0", "hunt 1", "round 1", "last hunt", "final"} <= report.keys()
     assert report["hunt 1"]["reviews"]["perplexity"] > 1
     scores = Judge(directory=tmp_path)(["a good film", "a bad film"])
     assert np.isfinite(scores).all()
