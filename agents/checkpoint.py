@@ -272,7 +272,7 @@ class Checkpointed(BaseAlgorithm):
             if model.observation_space.shape != (length,):
                 raise ValueError(
                     f"the checkpoint's observations hold {length} tokens, env's"
-                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"  # type: ignore[index]
+                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"
                     " trained with"
                 )
         model._setup_model()

@@ -21,7 +21,6 @@ from text_sentiment_env.vocabulary import Vocabulary
 Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
 
-DEFAULT_SENTIMENT_MODEL = "vader"
 _RESERVED = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
 
 
@@ -34,7 +33,7 @@ class TextSentimentTask:
         vocabulary: str | Sequence[str] | Vocabulary = "small",
         max_tokens: int = 20,
         prompts: Sequence[str] | str | os.PathLike[str] | None = None,
-        sentiment_model: str | SentimentModel = DEFAULT_SENTIMENT_MODEL,
+        sentiment_model: str | SentimentModel = "bundled",
         reward_type: str = "graded",
         target: str = "positive",
         length_penalty: float = 0.5,
@@ -207,7 +206,7 @@ def _load_judge(sentiment_model: str | os.PathLike[str] | SentimentModel) -> Sen
         return shared_sentiment_model(os.fspath(sentiment_model))
     if not callable(sentiment_model):
         raise ValueError(
-            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'vader', a"
+            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'bundled', 'vader', a"
             " Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
         )
     return sentiment_model

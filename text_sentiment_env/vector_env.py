@@ -28,7 +28,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
 
     >>> import gymnasium as gym
     >>> import text_sentiment_env
-    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=3, sentiment_model="vader")
+    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=3)
     >>> observations, infos = envs.reset(seed=0)
     >>> observations.shape
     (3, 20)
