@@ -143,7 +143,7 @@ def compare(
 
 
 def compare_weights(ours: GPT2, theirs: transformers.GPT2LMHeadModel) -> Stage:
-    """Named for the parameter that differs most, if any does: read from the same file they are equal to the last bit."""
+    """All weights, named for the one that differs most if any does: not a bit of them should."""
     mine = dict(ours.named_parameters())
     largest = max(weight.abs().max().item() for weight in theirs.transformer.parameters())
     worst = Stage("weights", 0.0, largest, 0.0)
