@@ -555,7 +555,11 @@ class GPT2(nn.Module):
         config_file = locate("config.json")
         if config_file is None:
             raise FileNotFoundError(f"{name_or_path} holds no config.json: is it a model's folder?")
-        config = GPT2Config.from_dict(json.loads(config_file.read_text("utf-8")))
+        try:
+            values = json.loads(config_file.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{config_file} is damaged or truncated: fetch it again") from error
+        config = GPT2Config.from_dict(values)
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
         weights = _read_weights(locate, str(name_or_path), allow_pickle)
@@ -715,8 +719,8 @@ def _read_weights(
     for file in files:
         if file is None:
             raise FileNotFoundError(
-                f"{name} holds no model.safetensors: if it holds a pytorch_model.bin that you"
-                " trust, pass allow_pickle=True"
+                f"{name} holds no model.safetensors, or none could be fetched: if it holds a"
+                " pytorch_model.bin that you trust, pass allow_pickle=True"
             )
         try:
             weights |= load_file(file)
@@ -756,15 +760,16 @@ def _import_weights(
         )
     state = {}
     for name, meta in expected.items():
-        tensor = given[name].t() if _is_conv1d(name) else given[name]
-        if tensor.shape != meta.shape:
+        tensor, shape = given[name], meta.t().shape if _is_conv1d(name) else meta.shape
+        if tensor.shape != shape:
             raise ValueError(
-                f"{name} has shape {tuple(given[name].shape)}, the config makes it"
-                f" {tuple(meta.t().shape if _is_conv1d(name) else meta.shape)}: config.json and the"
-                " weights are of different models"
+                f"{name} has shape {tuple(tensor.shape)}, the config makes it {tuple(shape)}:"
+                " config.json and the weights are of different models"
             )
         # A copy, for the loaded tensors share the file's memory map.
-        state[name] = torch.empty(meta.shape, dtype=dtype).copy_(tensor)
+        state[name] = torch.empty(meta.shape, dtype=dtype).copy_(
+            tensor.t() if _is_conv1d(name) else tensor
+        )
     return state
 
 
