@@ -27,7 +27,7 @@ _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 
 
 def _data(name: str) -> str:
-    return resources.files("text_sentiment_env").joinpath("data", name).read_text("utf-8")
+    return (resources.files("text_sentiment_env") / "data" / name).read_text("utf-8")
 
 
 @cache
@@ -169,16 +169,17 @@ class Vocabulary:
         Raises:
             ValueError: naming the first token of `text` that is not in this vocabulary.
         """
-        missing = ""
-        for candidate in (text, " " + text):
-            ids = self._own_encoding.encode_ordinary(candidate)
-            try:
-                return np.array([self._index[i] for i in ids], np.int64)
-            except KeyError as error:
-                missing = missing or gpt2_token_bytes()[error.args[0]].decode(errors="replace")
+        attempts = [self._own_encoding.encode_ordinary(t) for t in (text, " " + text)]
+        for ids in attempts:
+            if all(token_id in self._index for token_id in ids):
+                return np.array([self._index[token_id] for token_id in ids], np.int64)
+        # Of the two attempts, tell of the one that got further.
+        gaps = [next(i for i, t in enumerate(ids) if t not in self._index) for ids in attempts]
+        missing = attempts[int(np.argmax(gaps))][max(gaps)]
         raise ValueError(
-            f"text {text!r} is outside this vocabulary of {len(self)} tokens: no {missing!r}."
-            " Reword the text, add the token, or use vocabulary='gpt2'"
+            f"text {text!r} is outside this vocabulary of {len(self)} tokens: it lacks"
+            f" {gpt2_token_bytes()[missing].decode(errors='replace')!r}. Reword the text, add the"
+            " token, or use vocabulary='gpt2'"
         )
 
     def decode(self, indices: Iterable[int]) -> str:
@@ -189,7 +190,13 @@ class Vocabulary:
         Raises:
             IndexError: for an index that is neither an action nor padding.
         """
+        indices = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices)).tolist()
         pad, token_bytes = self.pad_index, self.token_bytes
+        if indices and not (min(indices) >= 0 and max(indices) <= pad):
+            wrong = next(i for i in indices if not 0 <= i <= pad)
+            raise IndexError(
+                f"index {wrong} is no action: it must lie in [0, {pad}), or be PAD {pad}"
+            )
         return b"".join([token_bytes[i] for i in indices if i != pad]).decode("utf-8", "replace")
 
     def __eq__(self, other: object) -> bool:

@@ -1,0 +1,79 @@
+"""Writing whole episodes with a policy, one a row of a vector environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from agents.policy import GPT2Policy
+
+
+@dataclass
+class Episodes:
+    """One finished episode a row; arrays (B, L), a column a place of the observation."""
+
+    texts: Tensor  # int64: the final observations
+    mask: Tensor  # bool: the places that the agent wrote
+    rewards: Tensor  # float32: what the environment paid for each of them
+    infos: list[dict[str, Any]]  # the last step's, a row
+
+    def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Texts and mask of some rows."""
+        return self.texts[rows], self.mask[rows]
+
+
+def collect(
+    policy: GPT2Policy,
+    env: VecEnv,
+    on_step: Callable[[int], bool] = lambda tokens: True,
+    deterministic: bool = False,
+) -> Episodes | None:
+    """Resets the environment and writes one text a row.
+
+    A row whose text has ended restarts, as SB3's rows do. It is then no longer read: it writes action
+    0, which ends nothing, so that its new text outlasts the others' and is dropped at the next reset.
+
+    Args:
+        policy: what writes.
+        env: its rows are the batch.
+        on_step: told after each step how many tokens were written in it; False stops.
+        deterministic: the likeliest tokens instead of draws.
+
+    Returns:
+        The episodes on the policy's device, or None if it was stopped.
+    """
+    obs = np.asarray(env.reset())
+    B = len(obs)
+    texts, mask, rewards = obs.copy(), np.zeros(obs.shape, bool), np.zeros(obs.shape, np.float32)
+    infos: list[dict[str, Any]] = [{} for _ in range(B)]
+    lengths = (obs != policy.config.vocab_size).sum(1)
+    writing = np.ones(B, bool)
+    while writing.any():
+        rows = np.flatnonzero(writing)
+        chosen = None if len(rows) == B else torch.as_tensor(writing, device=policy.device)
+        with torch.no_grad():
+            shown = torch.as_tensor(obs, device=policy.device)
+            tokens = policy(shown, deterministic, rows=chosen)[0]
+        actions = np.zeros(B, np.int64)
+        actions[rows] = tokens.cpu().numpy()
+        obs, step_rewards, dones, step_infos = env.step(actions)  # type: ignore[assignment]
+        places = rows, lengths[rows]
+        texts[places], mask[places], rewards[places] = actions[rows], True, step_rewards[rows]
+        lengths[rows] += 1
+        for row in np.flatnonzero(writing & dones):
+            infos[row] = step_infos[row]
+        writing &= ~dones
+        if not on_step(len(rows)):
+            return None
+    return Episodes(
+        torch.as_tensor(texts, device=policy.device),
+        torch.as_tensor(mask, device=policy.device),
+        torch.as_tensor(rewards, device=policy.device),
+        infos,
+    )

@@ -1,0 +1,159 @@
+"""The bridge from Gymnasium's vector environments to stable-baselines3's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+
+class SB3VecEnv(VecEnv):
+    """A Gymnasium `VectorEnv` behind stable-baselines3's `VecEnv` interface.
+
+    SB3 wants rows that restart in the step in which they end. An environment in mode `"SameStep"` does
+    that itself; in the two other modes the ended rows are reset here, through Gymnasium's
+    `reset(options={"reset_mask": ...})`.
+
+    >>> import gymnasium as gym, text_sentiment_env
+    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=8)
+    >>> SB3VecEnv(envs).reset().shape
+    (8, 20)
+    """
+
+    def __init__(self, envs: VectorEnv) -> None:
+        """Wraps `envs`, which remains its owner's to close.
+
+        Raises:
+            ValueError: if the environment doesn't say how it resets ended rows.
+        """
+        self.envs = envs
+        mode = envs.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"{envs} has no metadata['autoreset_mode'], so that it is unknown which step starts a"
+                " new episode: set it to a gymnasium.vector.AutoresetMode"
+            )
+        self._resets_itself = mode is AutoresetMode.SAME_STEP
+        self._actions: np.ndarray | None = None
+        self.render_mode = envs.render_mode
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> Any:
+        """Starts all rows, with the seeds of `seed` and the options of `set_options`, once."""
+        seeds = list(self._seeds)
+        obs, infos = self.envs.reset(
+            seed=seeds if any(s is not None for s in seeds) else None,  # type: ignore[arg-type]
+            options=_merge(self._options),
+        )
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = _split(infos, self.num_envs)
+        return obs
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions (B,) for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Observations, float32 rewards (B,), dones (B,), and a dict of information a row."""
+        obs, rewards, terminated, truncated, infos = self.envs.step(self._actions)
+        dones = np.logical_or(terminated, truncated)
+        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if not dones.any():
+            rows = _split(infos, self.num_envs)
+        elif self._resets_itself:
+            ends = _split(infos.pop("final_info"), self.num_envs)
+            for row, info in enumerate(_split(infos, self.num_envs)):
+                if dones[row]:
+                    rows[row] = {**ends[row], "terminal_observation": info.pop("final_obs")}
+                    self.reset_infos[row] = info
+                else:
+                    rows[row] = info
+        else:
+            rows = _split(infos, self.num_envs)
+            for row in np.flatnonzero(dones).tolist():
+                rows[row]["terminal_observation"] = obs[row].copy()
+            obs, infos = self.envs.reset(options={"reset_mask": dones})
+            for row, info in enumerate(_split(infos, self.num_envs)):
+                if dones[row]:
+                    self.reset_infos[row] = info
+        for row, info in enumerate(rows):
+            info["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
+        return obs, np.asarray(rewards, np.float32), dones, rows
+
+    def close(self) -> None:
+        """Closes the wrapped environment."""
+        self.envs.close()
+
+    # Attributes and methods are those of one shared environment. What holds a value a row, such as
+    # np_random or action_masks(), is told apart by being a tuple or array with a row for each.
+
+    def _find(self, name: str) -> Any:
+        envs: Any = self.envs
+        while not hasattr(envs, name) and isinstance(envs, gym.vector.VectorWrapper):
+            envs = envs.env
+        return getattr(envs, name)  # an AttributeError that names the environment and the attribute
+
+    def _per_row(self, value: Any, indices: VecEnvIndices) -> list[Any]:
+        shared = not isinstance(value, tuple | np.ndarray) or len(value) != self.num_envs
+        return [value if shared else value[row] for row in self._get_indices(indices)]
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute, for each row asked for; AttributeError for an unknown one."""
+        return self._per_row(self._find(attr_name), indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets the shared environment's attribute; it can't be set for some rows alone."""
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise ValueError(
+                f"set_attr({attr_name!r}) with indices={indices}: all rows share one environment, so"
+                " that an attribute is set for all (indices=None)"
+            )
+        self._find(attr_name)
+        setattr(self.envs.unwrapped, attr_name, value)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Calls a method once and gives each row asked for its part of the result."""
+        return self._per_row(self._find(method_name)(*method_args, **method_kwargs), indices)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """False for each row: single-environment wrappers don't go around a vector environment."""
+        return [False for _ in self._get_indices(indices)]
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """None for each row: a text has no picture."""
+        return [None] * self.num_envs
+
+
+def _split(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """One dict a row of Gymnasium's dict of arrays with `_key` masks."""
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, values in infos.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(values, dict):
+            values = _split(values, num_envs)
+        elif isinstance(values, np.ndarray) and values.ndim == 1:
+            values = values.tolist()  # Python scalars, as single environments return
+        for row in np.flatnonzero(infos[f"_{key}"]):
+            rows[row][key] = values[row]
+    return rows
+
+
+def _merge(options: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Gymnasium's one dict of options from SB3's one a row: a list under each key."""
+    keys = {key for row in options for key in row}
+    return {key: [row.get(key) for row in options] for key in keys} or None

@@ -1,0 +1,258 @@
+"""The single environment, `TextSentiment-v0`."""
+
+from __future__ import annotations
+
+import codecs
+import operator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import ResetNeeded
+
+from text_sentiment_env.task import TextSentimentTask, Tokens
+from text_sentiment_env.vocabulary import Vocabulary
+
+RENDER_MODES = ("ansi", "human")
+
+
+class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
+    """Write a text token by token; a sentiment model judges it when it is finished.
+
+    ## Description
+
+    Writing is a Markov decision process: the state is the text so far, the action is the next token,
+    and the reward is the judge's opinion of the finished text, less a penalty on its length. By
+    default the words are a film review's, and the text is to be positive.
+
+    >>> import gymnasium as gym
+    >>> import text_sentiment_env
+    >>> env = gym.make("TextSentiment-v0", length_penalty=0)
+    >>> observation, info = env.reset(seed=0)
+    >>> vocabulary = env.unwrapped.vocabulary
+    >>> for action in [*vocabulary.encode("the movie was great!"), vocabulary.end_index]:
+    ...     observation, reward, terminated, truncated, info = env.step(action)
+    >>> info["text"], round(reward, 1), terminated, truncated
+    (' the movie was great!', 1.0, True, False)
+
+    ## Action Space
+
+    `Discrete(V)`. Action i is GPT-2 token `env.unwrapped.vocabulary.token_ids[i]`; the last one is
+    `<|endoftext|>` and ends the text.
+
+    ## Observation Space
+
+    `Box(0, V, (L,), int64)`: the tokens so far as action indices, L = longest prompt + `max_tokens`.
+
+    | columns | meaning | values |
+    |---|---|---|
+    | 0 … p - 1 | the prompt's p tokens | 0 … V - 2 |
+    | p … p + t - 1 | the t tokens written so far | 0 … V - 1 |
+    | the others | PAD, which is no action | V |
+
+    ## Rewards
+
+    0 until the text ends; then, for n generated tokens (`<|endoftext|>` not counted),
+
+        ±sentiment - λ·|n - clip(n, lo, hi)| / max_tokens - μ·(bigrams - distinct bigrams) / bigrams
+
+    and any `extra_terms`. The judge reads prompt and generated text; an empty text has sentiment 0.
+    With `shaping` the first term is paid as it grows: after each token the increment of the same
+    term for the text so far. The sum over an episode is the same.
+
+    ## Starting State
+
+    The prompt: none, or one of `prompts`, drawn evenly with the environment's `np_random`;
+    `reset(options={"prompt": "..."})` picks it.
+
+    ## Episode End
+
+    1. Termination: the agent writes `<|endoftext|>`.
+    2. Termination: it has written `max_tokens` tokens. The limit is part of the task and can be read
+       off the observation, so this is no truncation, and no value is to be bootstrapped.
+    3. Truncation: never, unless a wrapper such as `TimeLimit` adds it.
+
+    ## Information
+
+    `reset` returns `prompt`. The step that ends the text returns `text`, `sentiment` (the judge's
+    score in [-1, 1], before `target` and `reward_type`), `length_penalty` and `repetition_penalty`
+    (what was subtracted), `length` (n), and each of `extra_terms` under its name.
+
+    ## Arguments
+
+    | argument | default | meaning |
+    |---|---|---|
+    | `vocabulary` | `"small"` | the action set: `"small"` (100 tokens), `"reviews"` (the bundled language model's), `"gpt2"` (all 50,257), or a list of strings that are each one GPT-2 token |
+    | `max_tokens` | `20` | the most tokens an episode may generate |
+    | `prompts` | `None` | `None` (start of text), a list of strings, or the path of a text file with one prompt a line |
+    | `sentiment_model` | `"bundled"` | `"bundled"`, `"vader"`, a Hugging Face sequence-classification id or directory, or a callable `list[str] -> scores in [-1, 1]` |
+    | `reward_type` | `"graded"` | `"graded"`: P(positive) - P(negative); `"binary"`: its sign |
+    | `target` | `"positive"` | or `"negative"`: the sign of the sentiment term |
+    | `length_penalty` | `0.5` | λ ≥ 0; 0 switches it off |
+    | `target_length` | `(8, 20)` | (lo, hi): the tokens within which no length penalty is due |
+    | `repetition_penalty` | `0.0` | μ ≥ 0, times the share of repeated bigrams |
+    | `extra_terms` | `None` | mapping of name to a callable `list[str] -> floats`, called once per step on the finished texts, added to the reward |
+    | `shaping` | `False` | pay the sentiment term as it grows |
+    | `render_mode` | `None` | `"ansi"`: `render()` returns the text so far; `"human"`: the text is printed as it grows |
+
+    >>> env = gym.make("TextSentiment-v0", prompts=["the movie", "I love"])
+    >>> env.reset(seed=1)[1]
+    {'prompt': 'the movie'}
+    >>> env.observation_space
+    Box(0, 100, (22,), int64)
+
+    ## Vectorized environment
+
+    `gym.make_vec("TextSentiment-v0", num_envs=64)` is a native vector environment whose row i,
+    seeded with s, equals this one seeded with s + i; see `TextSentimentVectorEnv`.
+
+    ## Version History
+
+    * v0: Initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 20}
+
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        """Makes the environment.
+
+        Args:
+            render_mode: see the table above.
+            **arguments: the table's others, checked by `TextSentimentTask`.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a bad value, naming argument, value and fix.
+        """
+        self.render_mode = check_render_mode(render_mode)
+        self.task = TextSentimentTask(**arguments)
+        self.action_space = self.task.action_space
+        self.observation_space = self.task.observation_space
+        self._n_actions = len(self.vocabulary)
+        self._tokens = np.empty(self.observation_space.shape, np.int64)
+        self._start = self._position = 0
+        self._potential = np.zeros(1)
+        self._over = True  # until the first reset
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The action set."""
+        return self.task.vocabulary
+
+    @property
+    def prompts(self) -> list[str]:
+        """What `reset` draws from."""
+        return self.task.prompts
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tokens, dict[str, Any]]:
+        """Starts a text.
+
+        Args:
+            seed: seeds `np_random`.
+            options: `{"prompt": str}` sets this episode's prompt.
+
+        Returns:
+            The observation, int64 (L,), and the info `{"prompt": str}`.
+
+        Raises:
+            ValueError: for an unknown option, or a prompt that can't be used.
+        """
+        super().reset(seed=seed)
+        check_options(options, ("prompt",))
+        prompt, tokens = self.task.start(self.np_random, (options or {}).get("prompt"))
+        self._tokens[:] = self.vocabulary.pad_index
+        self._tokens[: len(tokens)] = tokens
+        self._start = self._position = len(tokens)
+        self._potential = np.zeros(1)
+        self._over = False
+        if self.render_mode == "human":
+            # Bytes are printed as they come; a character may be spread over several tokens.
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            print("\n" + prompt, end="", flush=True)
+        return self._tokens.copy(), {"prompt": prompt}
+
+    def step(self, action: np.int64 | int) -> tuple[Tokens, float, bool, bool, dict[str, Any]]:
+        """Appends a token.
+
+        Args:
+            action: an index in [0, V), an int or an integer array without dimensions.
+
+        Returns:
+            Observation int64 (L,), reward, terminated, truncated (always False), and info.
+
+        Raises:
+            ResetNeeded: before the first `reset`, and after the end of a text.
+            ValueError: for an action outside [0, V).
+        """
+        if self._over:
+            raise ResetNeeded("no text is being written: call reset() first and after each end")
+        try:
+            action = operator.index(action)
+        except TypeError:
+            raise ValueError(
+                f"action={action!r} must be one integer in [0, {self._n_actions})"
+            ) from None
+        if not 0 <= action < self._n_actions:
+            raise ValueError(
+                f"action={action} is out of range: it must lie in [0, {self._n_actions})"
+            )
+        self._tokens[self._position] = action
+        self._position += 1
+        self._over = self.task.ends(action, self._position - self._start)
+        reward, info = 0.0, {}
+        if self._over or self.task.shaping:
+            rewards, self._potential, infos = self.task.reward(
+                [self._tokens[: self._position]], [self._start], [self._over], self._potential
+            )
+            reward = float(rewards[0])
+            info = {name: values.item() for name, values in infos.items()}
+        if not self.task.shaping:
+            self._potential = np.zeros(1)
+        if self.render_mode == "human":
+            self._print(action, reward)
+        return self._tokens.copy(), reward, self._over, False, info
+
+    def _print(self, action: int, reward: float) -> None:
+        print(self._decoder.decode(self.vocabulary.token_bytes[action], self._over), end="")
+        print(
+            f"  [reward {reward:+.2f}]" if self._over else "",
+            end="\n" if self._over else "",
+            flush=True,
+        )
+
+    def render(self) -> str | None:
+        """The text so far in mode `"ansi"`; `"human"` prints from `reset` and `step` instead."""
+        if self.render_mode is None:
+            gym.logger.warn("render() does nothing: make the environment with render_mode='ansi'")
+        if self.render_mode != "ansi":
+            return None
+        return self.vocabulary.decode(self._tokens[: self._position])
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Which actions are allowed, bool (V,), as sb3-contrib's MaskablePPO asks: all, always."""
+        return np.ones(self._n_actions, bool)
+
+
+class RenderModeError(ValueError, TypeError):
+    """A render mode that a text doesn't have.
+
+    Also a TypeError, because stable-baselines3's `make_vec_env` first asks every environment for
+    `"rgb_array"` and goes on without only after a TypeError.
+    """
+
+
+def check_render_mode(render_mode: str | None) -> str | None:
+    """Returns a render mode that both environments know, or raises a RenderModeError."""
+    if render_mode is not None and render_mode not in RENDER_MODES:
+        raise RenderModeError(f"render_mode={render_mode!r} must be None or one of {RENDER_MODES}")
+    return render_mode
+
+
+def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> None:
+    """Raises a ValueError for options of `reset` that would be ignored."""
+    unknown = sorted(set(options or {}) - set(known))
+    if unknown:
+        raise ValueError(f"reset options {unknown} are unknown: use {', '.join(map(repr, known))}")

@@ -1,0 +1,166 @@
+"""The bundled judge: a 2.3-million-parameter network that reads a text and says how positive it is.
+
+It gives each text three probabilities: positive, negative, and *not a readable text*, so that a
+string of happy words earns as little as silence. `examples/train_sentiment_model.py` makes its
+files; `data/JUDGE.md` says from what, and how well it does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE, gpt2_encoding
+
+PAD, UNKNOWN = 0, 1  # the first two rows of the embedding
+_TOKENS_PER_BATCH = 8192  # bounds the memory of one forward, whatever the number of texts
+
+
+class SentimentNetwork(nn.Module):
+    """An LSTM each way over the text, and two small heads on their pooled states.
+
+    The sentiment head says how positive the text is *given* that it is readable; the other head
+    says whether it is. The latter also sees how much of the text repeats itself, which an LSTM
+    notices badly over a distance.
+    """
+
+    def __init__(self, tokens: int, width: int = 128, hidden: int = 128, dropout: float = 0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(tokens + 2, width, padding_idx=PAD)
+        self.forwards = nn.LSTM(width, hidden, batch_first=True)
+        self.backwards = nn.LSTM(width, hidden, batch_first=True)
+        self.input_dropout, self.dropout = nn.Dropout(dropout), nn.Dropout(dropout)
+        self.sentiment = nn.Sequential(nn.Linear(4 * hidden, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.readable = nn.Sequential(nn.Linear(4 * hidden + 3, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The two logits of each row: positive (if readable), and readable.
+
+        Args:
+            ids: embedding rows, right-padded with `PAD`, (B, T) int64; no row is all padding.
+
+        Returns:
+            Two float tensors of shape (B,).
+        """
+        real = ids != PAD  # (B, T)
+        length = real.sum(1, keepdim=True)
+        # Each row is reversed within its own length, so that no LSTM ever meets padding first. The
+        # backward states stay in that order: pooling does not care.
+        place = (length - 1 - torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
+        reversed_ids = torch.where(real, ids.gather(1, place), PAD)
+        states = torch.cat(
+            [
+                self.forwards(self.input_dropout(self.embedding(ids)))[0],
+                self.backwards(self.input_dropout(self.embedding(reversed_ids)))[0],
+            ],
+            dim=-1,
+        )  # (B, T, 2H)
+        mean = (states * real[..., None]).sum(1) / length
+        highest = states.masked_fill(~real[..., None], -torch.inf).amax(1)
+        pooled = self.dropout(torch.cat([mean, highest], dim=-1))  # (B, 4H)
+        readable = self.readable(torch.cat([pooled, repetition(ids, length)], dim=-1))
+        return self.sentiment(pooled)[:, 0], readable[:, 0]
+
+
+def repetition(ids: Tensor, length: Tensor) -> Tensor:
+    """The shares of tokens, of pairs and of triples that occurred earlier in their row, (B, 3)."""
+    same = (ids[:, :, None] == ids[:, None, :]).tril(-1) & (ids > UNKNOWN)[:, :, None]
+    shares = []
+    for _ in range(3):
+        shares.append(same.any(2).sum(1, keepdim=True) / length)
+        # Position i repeats position j as an n-gram if both and their predecessors repeat.
+        same = same[:, 1:, 1:] & same[:, :-1, :-1]
+        if not same.shape[1]:
+            same = same.new_zeros((len(ids), 1, 1))
+    return torch.cat(shares, dim=1)
+
+
+class Tokenizer:
+    """Text to embedding rows: GPT-2's tokens of the lower-cased text, the rarer ones `UNKNOWN`."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = list(token_ids)
+        self._row = np.full(GPT2_VOCABULARY_SIZE, UNKNOWN, np.int64)
+        self._row[self.token_ids] = np.arange(2, 2 + len(self.token_ids))
+
+    @staticmethod
+    def normalise(text: str) -> str:
+        """Lower case, single spaces, one in front: the same words are then the same tokens."""
+        words = text.lower().replace("\u2019", "'").split()
+        return " " + " ".join(words) if words else ""
+
+    def __call__(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """The embedding rows of each text, none for a text without a word."""
+        encode = gpt2_encoding().encode_ordinary
+        return [self._row[encode(self.normalise(text))] for text in texts]
+
+
+def pad(rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """Rows of any lengths as one array, right-padded."""
+    padded = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
+    for out, row in zip(padded, rows, strict=True):
+        out[: len(row)] = row
+    return padded
+
+
+class Judge:
+    """Scores texts by P(positive) - P(negative), in [-1, 1]; an empty text scores 0.
+
+    A text that is no readable English (repeated words, shuffled sentences, lists of adjectives)
+    scores near 0 however happy its words are. A text's score does not depend on its neighbours.
+
+    >>> judge = Judge()
+    >>> judge(["What a wonderful film!", "A waste of time.", ""]).round() + 0.0
+    array([ 1., -1.,  0.])
+    """
+
+    def __init__(
+        self, device: str | torch.device = "cpu", directory: str | Path | None = None
+    ) -> None:
+        """Loads `judge.safetensors` and `judge.json`.
+
+        Args:
+            device: where to compute.
+            directory: the folder of the two files; the package's own by default.
+        """
+        folder = Path(str(resources.files("text_sentiment_env"))) / "data"
+        folder = folder if directory is None else Path(directory)
+        config: dict[str, Any] = json.loads((folder / "judge.json").read_text("utf-8"))
+        self.tokenizer = Tokenizer(config["token_ids"])
+        self.network = SentimentNetwork(
+            len(self.tokenizer.token_ids), config["width"], config["hidden"]
+        )
+        self.network.load_state_dict(load_file(folder / "judge.safetensors"))  # half, made float
+        self.network.to(device).eval()
+        self.device = torch.device(device)
+
+    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+        """The score of each text, float64 of shape (n,)."""
+        positive, readable = self.probabilities(texts)
+        return readable * (2 * positive - 1)
+
+    @torch.inference_mode()
+    def probabilities(
+        self, texts: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
+        rows = self.tokenizer(texts)
+        result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
+        # Texts of like length go together: less padding, which changes no score but costs time.
+        order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))
+        while order:
+            count = max(1, _TOKENS_PER_BATCH // len(rows[order[-1]]))
+            order, batch = order[:-count], order[-count:]
+            ids = torch.from_numpy(pad([rows[i] for i in batch])).to(self.device)
+            logits = torch.stack(self.network(ids)).double()
+            result[:, batch] = torch.sigmoid(logits).cpu().numpy()
+        return result[0], result[1]

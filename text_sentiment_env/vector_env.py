@@ -1,0 +1,288 @@
+"""The native vector environment: many texts at once, and one call of the judge a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from text_sentiment_env.env import TextSentimentEnv, check_options, check_render_mode
+from text_sentiment_env.task import Floats, TextSentimentTask, Tokens
+from text_sentiment_env.vocabulary import Vocabulary
+
+Mask = npt.NDArray[np.bool_]
+Infos = dict[str, Any]
+
+
+class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
+    """`num_envs` texts written side by side: the same task and arguments as `TextSentimentEnv`.
+
+    Row i seeded with s equals the single environment seeded with s + i, token for token and reward
+    for reward. The texts that end in one step are judged in one call.
+
+    >>> import gymnasium as gym
+    >>> import text_sentiment_env
+    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=3)
+    >>> observations, infos = envs.reset(seed=0)
+    >>> observations.shape
+    (3, 20)
+    >>> observations, rewards, terminated, truncated, infos = envs.step([0, 99, 5])
+    >>> terminated.tolist(), infos["_text"].tolist(), infos["length"].tolist()
+    ([False, True, False], [False, True, False], [0, 0, 0])
+
+    Attributes:
+        num_envs: rows B.
+        single_observation_space, single_action_space: as in `TextSentimentEnv`.
+        metadata: holds this instance's `autoreset_mode`.
+    """
+
+    metadata: dict[str, Any] = TextSentimentEnv.metadata
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Makes the environments.
+
+        Args:
+            num_envs: rows B >= 1.
+            autoreset_mode: what happens to a row whose text has ended, by Gymnasium's enum or its
+                value. `"NextStep"`: the next step starts its new text and ignores its action;
+                `"SameStep"`: the same step does, and `final_obs` and `final_info` hold the end;
+                `"Disabled"`: call `reset(options={"reset_mask": terminated})`.
+            render_mode: `"ansi"`: `render()` returns every row's text; `"human"`: finished texts are
+                printed.
+            **arguments: see `TextSentimentEnv`.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a bad value, naming argument, value and fix.
+        """
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
+            raise ValueError(f"autoreset_mode={autoreset_mode!r} must be one of {modes}") from None
+        self.render_mode = check_render_mode(render_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.task = TextSentimentTask(**arguments)
+        self.num_envs = num_envs
+        self.single_action_space = self.task.action_space
+        self.single_observation_space = self.task.observation_space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int] = [-1] * num_envs
+        self._tokens = np.empty((num_envs, *self.task.observation_space.shape), np.int64)
+        self._starts = np.zeros(num_envs, np.int64)
+        self._positions = np.zeros(num_envs, np.int64)
+        self._potentials = np.zeros(num_envs)
+        self._over = np.ones(num_envs, bool)
+        self._rows = np.arange(num_envs)
+        self._no_prompts: list[str | None] = [None] * num_envs
+        self._began = False
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The action set."""
+        return self.task.vocabulary
+
+    @property
+    def prompts(self) -> list[str]:
+        """What `reset` draws from."""
+        return self.task.prompts
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        """Every row's generator, as Gymnasium's SyncVectorEnv gives them."""
+        return tuple(self._generator(row) for row in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Every row's seed; -1 for a generator that was set by hand."""
+        return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
+
+    def _generator(self, row: int) -> np.random.Generator:
+        generator = self._generators[row]
+        if generator is None:
+            generator, self._seeds[row] = seeding.np_random()
+            self._generators[row] = generator
+        return generator
+
+    # -------------------------------------------------------------------------------------- reset
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Tokens, Infos]:
+        """Starts every row's text, or those of a mask.
+
+        Args:
+            seed: row i is seeded with seed + i; or one seed a row; None leaves the generators.
+            options: `"prompt"`: a string for all rows or a sequence of one a row (None draws);
+                `"reset_mask"`: bool (B,), the rows to reset, the others go on.
+
+        Returns:
+            Observations int64 (B, L), and the infos `prompt` (objects) and `_prompt`.
+
+        Raises:
+            ValueError: for seeds or options of the wrong kind or length.
+        """
+        check_options(options, ("prompt", "reset_mask"))
+        options = options or {}
+        mask = self._reset_mask(options.get("reset_mask"))
+        prompts = self._per_row("options['prompt']", options.get("prompt"), str)
+        if isinstance(seed, int | np.integer):
+            seed = [int(seed) + row for row in range(self.num_envs)]
+        seeds = self._per_row("seed", seed, int)
+        for row in np.flatnonzero(mask).tolist():
+            if seeds[row] is not None:
+                self._generators[row], self._seeds[row] = seeding.np_random(seeds[row])
+        infos = self._start(mask, prompts)
+        self._began = True
+        return self._tokens.copy(), infos
+
+    def _start(self, mask: Mask, prompts: Sequence[str | None]) -> Infos:
+        """Begins the masked rows' texts and returns their reset infos."""
+        drawn = np.full(self.num_envs, None, object)
+        rows = np.flatnonzero(mask).tolist()
+        begins = [self.task.start(self._generator(row), prompts[row]) for row in rows]
+        self._tokens[rows] = self.vocabulary.pad_index
+        for row, (prompt, tokens) in zip(rows, begins, strict=True):
+            drawn[row] = prompt
+            self._tokens[row, : len(tokens)] = tokens
+            self._starts[row] = self._positions[row] = len(tokens)
+        self._potentials[rows] = 0
+        self._over[rows] = False
+        return {"prompt": drawn, "_prompt": mask.copy()}
+
+    def _reset_mask(self, mask: Any) -> Mask:
+        if mask is None:
+            return np.ones(self.num_envs, bool)
+        mask = np.asarray(mask)
+        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},) with a True,"
+                f" got {mask!r}"
+            )
+        if not self._began and not mask.all():
+            raise ResetNeeded("the first reset must be of all rows: leave out 'reset_mask'")
+        return mask
+
+    def _per_row(self, name: str, values: Any, kind: type) -> list[Any]:
+        if values is None or isinstance(values, kind):
+            return [values] * self.num_envs
+        if not isinstance(values, Sequence | np.ndarray) or len(values) != self.num_envs:
+            raise ValueError(
+                f"{name}={values!r} must be one {kind.__name__} or a list of num_envs={self.num_envs}"
+            )
+        return list(values)
+
+    # --------------------------------------------------------------------------------------- step
+
+    def step(self, actions: npt.ArrayLike) -> tuple[Tokens, Floats, Mask, Mask, Infos]:
+        """Appends a token to every row.
+
+        Args:
+            actions: integers (B,), each in [0, V).
+
+        Returns:
+            Observations int64 (B, L), rewards float64 (B,), terminated and truncated bool (B,), infos.
+
+        Raises:
+            ResetNeeded: before the first `reset`; in mode `"Disabled"` when an ended row wasn't reset.
+            ValueError: for actions of the wrong shape, type or range.
+        """
+        actions = self._check(actions)
+        restart = self._over
+        restarting = bool(restart.any())
+        if restarting and (not self._began or self.autoreset_mode is AutoresetMode.DISABLED):
+            raise ResetNeeded(
+                f"rows {np.flatnonzero(restart).tolist()} have no text to go on with: call reset(),"
+                " with options={'reset_mask': terminated} for the ended rows alone"
+            )
+        acting = np.flatnonzero(~restart) if restarting else self._rows
+        self._tokens[acting, self._positions[acting]] = actions[acting]
+        self._positions[acting] += 1
+        terminated = self.task.ends(actions, self._positions - self._starts) & ~restart
+        rewards, infos = self._reward(acting, terminated)
+        self._over = terminated.copy()
+        if restarting:
+            infos |= self._start(restart, self._no_prompts)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
+            final_obs = np.full(self.num_envs, None, object)
+            for row in np.flatnonzero(terminated):
+                final_obs[row] = self._tokens[row].copy()
+            final = {"final_obs": final_obs, "final_info": infos}
+            masks = {f"_{name}": terminated.copy() for name in final}
+            infos = final | masks | self._start(terminated, self._no_prompts)
+        return self._tokens.copy(), rewards, terminated, np.zeros(self.num_envs, bool), infos
+
+    def _check(self, actions: npt.ArrayLike) -> Tokens:
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be {self.num_envs} integers, one a row, got an array of shape"
+                f" {actions.shape} and type {actions.dtype}"
+            )
+        if actions.min() < 0 or actions.max() >= len(self.vocabulary):
+            row = int(np.flatnonzero((actions < 0) | (actions >= len(self.vocabulary)))[0])
+            raise ValueError(
+                f"actions[{row}]={actions[row]} is out of range: it must lie in"
+                f" [0, {len(self.vocabulary)})"
+            )
+        return actions
+
+    def _reward(self, acting: npt.NDArray[np.intp], terminated: Mask) -> tuple[Floats, Infos]:
+        """Rewards (B,) and the infos of the rows that ended, from one call of the judge."""
+        rewards = np.zeros(self.num_envs)
+        judged = acting if self.task.shaping else np.flatnonzero(terminated)
+        if not len(judged):
+            return rewards, {}
+        rows = [self._tokens[row, : self._positions[row]] for row in judged]
+        rewards[judged], potentials, ends = self.task.reward(
+            rows,
+            self._starts[judged].tolist(),
+            terminated[judged].tolist(),
+            self._potentials[judged],
+        )
+        if self.task.shaping:
+            self._potentials[judged] = potentials
+        infos: Infos = {}
+        for name, values in ends.items():
+            empty = None if values.dtype == object else 0
+            infos[name] = np.full(self.num_envs, empty, values.dtype)
+            infos[name][terminated] = values
+            infos[f"_{name}"] = terminated.copy()
+        if self.render_mode == "human" and ends:
+            for text, reward in zip(ends["text"], rewards[terminated], strict=True):
+                print(f"{text}  [reward {reward:+.2f}]", flush=True)
+        return rewards, infos
+
+    # -------------------------------------------------------------------------------------- others
+
+    def render(self) -> tuple[str, ...] | None:
+        """Every row's text so far in mode `"ansi"`; `"human"` prints finished texts in `step`."""
+        if self.render_mode != "ansi":
+            return None
+        decode = self.vocabulary.decode
+        return tuple(decode(self._tokens[i, : self._positions[i]]) for i in self._rows)
+
+    def action_masks(self) -> Mask:
+        """Which actions are allowed, bool (B, V): all, always."""
+        return np.ones((self.num_envs, len(self.vocabulary)), bool)
