@@ -14,6 +14,7 @@ given again, with the very numbers it would have had.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import logging
@@ -104,8 +105,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def training_loss(model: GPT2, inputs: Tensor, targets: Tensor) -> Tensor:
     """Mean loss over the targets that are not padding; under autocast in half precision."""
-    # At these lengths the plain attention is faster on CPUs than the fused one.
-    with sdpa_kernel([SDPBackend.MATH]):
+    # On CPUs, at these lengths, the plain attention is faster than the fused one.
+    plain = inputs.device.type == "cpu"
+    with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
         hidden = model.hidden(inputs)[targets != IGNORED]
     weight = model.wte.weight
     if torch.is_autocast_enabled(inputs.device.type):
@@ -119,7 +121,8 @@ def training_loss(model: GPT2, inputs: Tensor, targets: Tensor) -> Tensor:
 def make_optimizers(model: GPT2, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for embeddings and vectors.
 
-    Muon's update is scaled to the size of AdamW's, so that one learning rate serves both.
+    Muon's update is scaled to the size of AdamW's, so that one learning rate serves both. It came
+    with torch 2.9.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("h.")]
     embeddings = [model.wte.weight, model.wpe.weight]
@@ -382,11 +385,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--data", type=Path, help="folder with imdb_{train,unsup,test}.jsonl[.xz]; default: the hub"
     )
     add("--work", type=Path, default=Path("runs/pretrain"), help="checkpoint, model and report")
-    add("--steps", type=int, default=4000, help="optimiser steps in all (4000)")
+    add("--steps", type=int, default=2400, help="optimiser steps in all (2400)")
     add("--stop-at", type=int, help="end this session at that step; the same command resumes")
     add("--batch-tokens", type=int, default=4096, help="positions in a batch (4096)")
-    add("--lr", type=float, default=3e-3, help="peak learning rate (0.003)")
-    add("--warmup", type=int, default=100, help="steps to reach it (100)")
+    add("--lr", type=float, default=5e-3, help="peak learning rate (0.005)")
+    add("--warmup", type=int, default=150, help="steps to reach it (150)")
     add("--decay", type=float, default=0.5, help="share of the steps in which it falls to 0 (0.5)")
     add("--weight-decay", type=float, default=0.05, help="of matrices and embeddings (0.05)")
     add("--vocab-size", type=int, default=8192, help="GPT-2 tokens, end-of-text included (8192)")
@@ -397,7 +400,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights, data order and samples (0)")
     add("--device", default="auto", help="cpu, cuda, … (auto: cuda where there is one)")
     add("--precision", choices=("bf16", "fp32"), default="bf16", help="of training (bf16 autocast)")
-    add("--save-every", type=int, default=250, help="steps between checkpoints (250)")
+    add("--save-every", type=int, default=100, help="steps between checkpoints (100)")
     add("--compare", type=Path, help="another GPT-2's folder, for the report")
     add("--evaluate", metavar="MODEL", help="only the report, on a folder or 'reviews'")
     add("--report-sentences", type=int, default=5000, help="held-out sentences at most (5000)")
