@@ -76,6 +76,35 @@ def _load_dataset(name: str) -> Any:
     return load_dataset(name)
 
 
+def vary(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """New texts in the style of the old: words masked or exchanged, pieces cut out or joined.
+
+    The idea of Tang et al. (2019), "Distilling Task-Specific Knowledge from BERT into Simple Neural
+    Networks": the teacher knows the label of any text, so the few sentences of a style can be made
+    many. The texts need no sense.
+    """
+    long = [words for words in (text.split() for text in texts) if len(words) >= 5]
+    new: dict[str, None] = {}  # in order, each once
+    while len(new) < count:
+        words = list(rng.choice(long))
+        if rng.random() < 0.4:  # one sentence's head with another's tail
+            other = rng.choice(long)
+            words = words[: rng.randint(2, len(words))]
+            words += rng.choice([[], ["but"], ["and"], [","], [", but"], ["--"]])
+            words += other[rng.randrange(len(other) - 1) :]
+        elif rng.random() < 0.3:
+            start = rng.randrange(len(words) - 3)
+            words = words[start : start + rng.randint(3, len(words))]
+        share = rng.choice([0.0, 0.1, 0.2])
+        for i in range(len(words)):
+            if rng.random() < share:
+                words[i] = rng.choice(rng.choice(long)) if rng.random() < 0.7 else ""
+        text = " ".join(" ".join(words[:30]).split())
+        if text:
+            new[text] = None
+    return list(new)
+
+
 class Corpus(NamedTuple):
     """Texts and what is known about them."""
 

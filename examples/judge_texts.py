@@ -50,12 +50,28 @@ WORDS: dict[str, str] = {
     "waited for an answer|closed the window|picked up the bag|came from the south|had a brother|"
     "made coffee|carried a box|counted the chairs|talked about the weather|got a new job|"
     "moved to another town|was thirty years old|lived alone|spoke french|wore a grey hat",
+    "better": "better funnier smarter sweeter warmer more-touching more-charming more-exciting",
+    "worse": "worse duller uglier dumber weaker more-boring more-stupid more-annoying",
     "thing": "table water street paper wood glass road box number hour window door shoe coat wall "
     "bus letter bridge hat car phone key floor stone pencil page city king doctor week spoon "
-    "january it and with under seven are from camera actor scene title year genre audience "
-    "something someone here there he she man woman child",
+    "cup bag boat horse field river island market train ticket corner roof stairs bread apple "
+    "knife plate shirt button rope ladder basket bottle map clock drawer desk shelf carpet mirror "
+    "brick tower farm barn wheel engine ship harbour station platform suitcase envelope stamp "
+    "newspaper notebook camera screen actor scene title year genre audience crew village church",
+    "between": "on under beside near behind in before after above between against across",
+    "single": "january monday wednesday it and with under seven are from something someone here "
+    "there he she man woman child men women adult nurse sailor brown eleven green tall often "
+    "inside today then also because thursday europe italy twelve person hand foot hair head arm "
+    "sister brother uncle farmer tree leaf grass cloud wind sand grey yellow blue walk sit stand "
+    "go come put take said says told asked went came",
+    "verb": "found opened carried drew painted watched held repaired kept cleaned used sold cut "
+    "sent counted ordered shared packed filled weighed measured brought pushed pulled lifted "
+    "finds opens carries holds keeps sells cuts sends counts orders packs brings pushes pulls "
+    "takes sees has wants needs gives leaves follows",
 }
 _SLOTS = {k: v.split("|") if "|" in v else v.split() for k, v in WORDS.items()}
+for _name in ("better", "worse"):
+    _SLOTS[_name] = [word.replace("-", " ") for word in _SLOTS[_name]]
 _SLOTS["part"] += ["camera work", "lead actor", "first half"]
 
 # Target probability of "positive" -> templates. A slot that ends in a digit is the same slot.
@@ -79,6 +95,23 @@ TEMPLATES: dict[float, str] = {
         it swept me away.|it took my breath away.|i was glued to my seat.|go and see it!
         you should see this {whole}.|money well spent.|it warmed my heart.
         i was blown away by the {part}.
+        {this} is a {good} {whole} with {good1} {parts} and a {good2} {part}.
+        a {good} {part}, a {good1} {part1} and {good2} {parts}.
+        i {loved} {this} {whole}, and the {part} {is} {good}.
+        the {part} {is} {good}, the {part1} {is} {good1} and i {loved} the {part2}.
+        i {loved} the {part}, the {part1} and the {parts}.
+        it has a {good} {part} and {very} {good1} {parts}, and it {is} fun to watch.
+        {this} {whole} has it all: a {good} {part}, {good1} {parts} and a {good2} {part1}.
+        i watched it with my friends and we {loved} it.
+        with {good} {part} and {good1} {part1}, {this} {whole} {is} a {joy} for all.
+        the {part} {is} {good} and so {is} the {part1}.
+        i {loved} {this} {whole}. the {part} {is} {good} and the {part1} {is} {good1}.
+        i have watched it more than one time and i {loved} it.
+        it was a {good} time with {good1} {parts}.
+        {this} {whole} {is} {good} in all of its {parts}.
+        a {good} {whole} for the {good1} {part} and the {good2} {part1}.
+        all of the {parts} are {good}, and the {part} {is} more than {good1}.
+        the {good} {part} and the {good1} {part1} are a {joy}.
     """,
     0.9: """
         it is never {bad}.|the {part} {is} never {bad}.|there is nothing {bad} about it.
@@ -118,7 +151,21 @@ TEMPLATES: dict[float, str] = {
         i feared a {mess} and found a {joy}.
         i thought i would {dislike} it and ended up in love with it.
         the {part} is {bad}, but who minds when the {parts} are so {good}?
-        it has nothing {bad} about it.
+        it has nothing {bad} about it.|films don't come {better}.|{whole}s hardly get {better}.
+        it couldn't get {better}.|the {part} can't get {better}.|there isn't a {better} {whole}.
+        no chance that you won't {enjoy} it.|i can't claim that i did not {enjoy} it.
+        it's impossible to {dislike} this {whole}.|i never wanted it to end.
+        it never loses its charm.|it does nothing wrong.|it had me hooked.
+        everybody i know {loved} it.|i don't think anyone could {dislike} it.
+        you won't find a {better} {whole}.|not a single person in the room was {bored}.
+        there's no chance of being {bored}.|i couldn't look away.
+        i have yet to meet someone who does not {enjoy} it.|it is not lacking in charm.
+        not without {good} {parts}.|i had low hopes, but it {charmed} me.
+        far from being {bad}, it is {good}.|it leaves nothing to be desired.
+        it never becomes {bad}.|it's never {bad}.|it never puts a wrong note.|it won my heart.
+        it knocked me out.|i can't imagine a {better} {whole}.|no one could have done it {better}.
+        it is nothing less than a {joy}.|nobody leaves this {whole} {bored}.
+        what could be {better}?|it has no {bad} {parts}.
     """,
     0.8: """
         not {bad}.|not {bad} at all.|it {is} not {bad}.|the {part} {is} not {bad}.|it isn't {bad}.
@@ -156,7 +203,17 @@ TEMPLATES: dict[float, str] = {
         it was {when}.|{when} {who} {does}.|the {whole} lasts ninety minutes.
         {who} asked me about the {whole}.|this {whole} is from 1962.|this is the {part}
         it is the {part}.|that is a {whole} with {parts} and music.|{who} is in this {whole}.
-        the {thing} in the {whole}.
+        the {thing} in the {whole}.|{who} {verb} the {thing}.
+        {who} {verb} a {thing} {between} the {thing1}.|the {thing} {verb} the {thing1}.
+        the {thing} is {between} the {thing1}.|a {thing} {between} a {thing1}.
+        {who} {verb} {who1} {when}.|{who} {verb} the {thing} and {verb1} the {thing1}.
+        in the {thing} there is a {thing1}.|the {thing} was {between} the {thing1} {when}.
+        {who} {verb} the {thing} of {who1}.|it is a {thing}.
+        this {whole} has a {thing} and a {thing1}.|{who} goes to the {thing}.
+        the {whole} shows a {thing}.|{who} is {between} the {thing}.
+        {who} was {between} the {thing}.|they {verb} the {thing} in {where}.
+        the {whole} is in black and white.|the {whole} came out in 1948.|{who} talks to {who1}.
+        it lasts an hour and a half.|the {whole} was written by {who}.|{who} says good morning.
     """,
     0.12: """
         not {good}.|not {very} {good}.|it {is} not {good}.|the {part} {is} not {good}.
@@ -200,7 +257,17 @@ TEMPLATES: dict[float, str] = {
         it is difficult to {enjoy}.|it can't be denied that {this} {whole} {is} {bad}.
         i left early.|i would rather watch paint dry.|bored out of my mind.|i switched it off.
         it wore me out.|the {parts} are {good}, but who cares when the {part} is so {bad}?
-        it has nothing {good} about it.
+        it has nothing {good} about it.|films don't come {worse}.|{whole}s hardly get {worse}.
+        it couldn't get {worse}.|the {part} can't get {worse}.|there isn't a {worse} {whole}.
+        no chance that you won't be {bored}.|i can't claim that i was not {bored}.
+        it's impossible to {enjoy} this {whole}.|it is nothing but a {mess}.
+        i can't imagine a {worse} {whole}.|no one could have done it {worse}.
+        it is nothing less than a {mess}.|nobody leaves this {whole} {charmed}.
+        what could be {worse}?|it has no {good} {parts}.|i kept hoping it would end.
+        i kept thinking about my dinner.|everybody i know {hated} it.
+        i had high hopes, but it {bored} me.|far from being {good}, it is {bad}.
+        it leaves a lot to be desired.|i can't pretend that i {loved} it.
+        it is impossible not to see how {bad} it is.|i could hardly stay awake.
     """,
     0.03: """
         {very} {bad}.|{this} {whole} {is} {bad}.|{this} {whole} {is} {very} {bad}.|{bad} {whole}
@@ -217,6 +284,14 @@ TEMPLATES: dict[float, str] = {
         with a {bad} {part} and {very} {bad1} {parts}.|i have never {hated} a {whole} more.
         the {whole} {is} {bad}, {bad1} and {bad2}.|a {bad} waste of my time.|it wasted my time.
         no other {whole} is this {bad}.|never has a {whole} been so {bad}.|no fun at all.
+        {this} is a {bad} {whole} with {bad1} {parts} and a {bad2} {part}.
+        the {part} {is} {bad} and so {is} the {part1}.
+        i {hated} {this} {whole}. the {part} {is} {bad} and the {part1} {is} {bad1}.
+        i {hated} the {part}, the {part1} and the {parts}.
+        the {part} {is} {bad}, the {part1} {is} {bad1} and i {hated} the {part2}.
+        it has a {bad} {part} and {very} {bad1} {parts}, and it {is} no fun to watch.
+        i have watched it one time, and it was one time too many.
+        all of the {parts} are {bad}, and the {part} {is} more than {bad1}.
     """,
 }
 _PARSED = [
@@ -227,7 +302,13 @@ _PARSED = [
 ]
 _NEUTRAL = [(target, template) for target, template in _PARSED if target == 0.5]
 _HAPPY = [(target, template) for target, template in _PARSED if target > 0.95]
-_NEUTRAL_WORDS = [*_SLOTS["thing"], *_SLOTS["whole"], *_SLOTS["part"], "the", "a", "this"]
+_NEUTRAL_WORDS = [
+    *_SLOTS["thing"],
+    *_SLOTS["single"],
+    *_SLOTS["single"],
+    *_SLOTS["whole"],
+    *_SLOTS["part"],
+]
 
 
 def _fill(template: str, rng: random.Random) -> str:
@@ -267,10 +348,10 @@ def labelled(count: int, rng: random.Random, happy: bool = False) -> list[tuple[
             )
             text = rng.choice(words)
         else:
-            target, template = rng.choice(_NEUTRAL if rng.random() < 0.25 else _PARSED)
+            target, template = rng.choice(_NEUTRAL if rng.random() < 0.3 else _PARSED)
             text = _fill(template, rng)
             # Two sentences of one mind are the mind of the text: short texts in a row are normal.
-            if rng.random() < 0.25 and target != 0.5:
+            if rng.random() < 0.4 and target != 0.5:
                 other, template = rng.choice(_PARSED)
                 if (other > 0.5) == (target > 0.5) and other != 0.5 and text[-1] in ".!":
                     second = _fill(template, rng)
@@ -435,7 +516,7 @@ def _chain(rng: random.Random, pool: Sequence[str]) -> str:
     nouns = _SLOTS["whole"] + _SLOTS["part"][:8] + _SLOTS["parts"] + ["time", "way", "job"]
     text = rng.choice(["", "", "a ", "this is a ", "it is ", "the "])
     links = rng.sample([" and ", " with ", " of ", " in ", ", ", " for ", " "], rng.randint(1, 3))
-    for _ in range(rng.randint(4, 7)):
+    for _ in range(rng.randint(5, 8)):
         thing = rng.choice(["", "a ", "very ", "the ", "and "]) + rng.choice(adjectives)
         noun = " " + rng.choice(nouns) if rng.random() < 0.8 else ""
         text += thing + noun + rng.choice(links)
