@@ -43,7 +43,7 @@ OUR_JUDGES = ("vader", "bundled")
 # What a preset changes of the flags' defaults, which are those of "reviews".
 PRESETS: dict[str, dict[str, Any]] = {
     "reviews": {},
-    "small": {"vocabulary": "small", "kl_coef": 0.1},
+    "small": {"vocabulary": "small", "learning_rate": 3e-4, "kl_coef": 0.05, "updates": 80},
     "scratch": {
         "vocabulary": "small",
         "model": "random",
@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "sentiment_model": "distilbert-base-uncased-finetuned-sst-2-english",
         "max_tokens": 24,
         "learning_rate": 1e-5,
+        "kl_coef": 0.05,
         "warmup_updates": 10,
         "updates": 500,
         "num_envs": 128,
@@ -78,7 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from --out's last checkpoint")
     add("--seed", type=int, default=0, help="of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1...; auto: cuda if there is one")
-    add("--updates", type=int, default=80, help="gradient steps in all, earlier ones included")
+    add("--updates", type=int, default=100, help="gradient steps in all, earlier ones included")
     add(
         "--save-every",
         type=int,
@@ -98,7 +99,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("environment").add_argument
     add("--num-envs", type=int, default=64, metavar="N", help="texts written per update")
-    add("--vocabulary", default="reviews", help="small, reviews, or gpt2")
+    add("--vocabulary", default="reviews", help="reviews, small, or gpt2")
     add("--max-tokens", type=int, default=20, help="the most tokens a text may have")
     add("--prompts", metavar="FILE", help="openings, one a line; none: texts from the start")
     add(
@@ -153,7 +154,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on CUDA")
 
     add = parser.add_argument_group("REINFORCE").add_argument
-    add("--learning-rate", type=float, default=5e-4, help="AdamW's")
+    add("--learning-rate", type=float, default=7e-4, help="AdamW's")
     add("--lr-decay", choices=LR_DECAYS, default="linear", help="over --updates")
     add(
         "--warmup-updates", type=int, default=0, metavar="N", help="updates of rising learning rate"
@@ -181,7 +182,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--kl-coef",
         type=float,
-        default=0.05,
+        default=0.02,
         help="β, weight of the divergence from the start model",
     )
     add("--kl-estimator", choices=KL_ESTIMATORS, default="k1", help="in the reward, or in the loss")

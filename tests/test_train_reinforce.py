@@ -123,8 +123,8 @@ def test_nothing_to_resume(tmp_path, capsys):
 
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/small-seed0").mkdir(parents=True)
-    assert train_reinforce.parse_arguments([]).out == os.path.join("runs", "small-seed0-2")
+    (tmp_path / "runs/reviews-seed0").mkdir(parents=True)
+    assert train_reinforce.parse_arguments([]).out == os.path.join("runs", "reviews-seed0-2")
 
 
 def test_interrupt_saves_and_exits_cleanly(tmp_path):
