@@ -91,9 +91,9 @@ def gather(x: Tensor) -> Tensor:
     """All ranks' rows, in their order: (b, …) to (B, …)."""
     if world_size() == 1:
         return x
-    everyone = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(everyone, x.contiguous())
-    return everyone
+    everyone = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(everyone, x.contiguous())
+    return torch.cat(everyone)
 
 
 def gather_objects(value: Any) -> list[Any]:
