@@ -42,7 +42,7 @@ def world(n, function, *arguments):
     if n == 1:
         return [function(*arguments)]
     context = multiprocessing.get_context("forkserver")  # imports once
-    context.set_forkserver_preload(["test_distributed"])
+    context.set_forkserver_preload(["test_distributed", "torch._dynamo", "torch.distributed.fsdp"])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
             context.Process(target=_rank, args=(function, arguments, rank, n, folder), daemon=True)
@@ -96,7 +96,8 @@ def batch(seed):
 
 
 def state(model):
-    return distributed.whole(model.policy.state_dict())
+    weights = distributed.whole(model.policy.state_dict())
+    return {name: weight.clone() for name, weight in weights.items()}
 
 
 # --------------------------------------------------------------------------------- the same update
@@ -247,7 +248,8 @@ def test_fsdp_checkpoint_is_that_of_ddp(tmp_path):
         world(n, trained, tmp_path / f"{parallel}.zip", "ddp" if n == 1 else parallel)
         checkpoints.append(read(tmp_path / f"{parallel}.zip"))
     (_, alone), (data, ddp), (fsdp_data, fsdp) = checkpoints
-    assert fsdp_data == data
+    for name in data.keys() - {"random_state", "other_ranks"}:
+        assert fsdp_data[name] == data[name]
     for other in (ddp, fsdp):
         assert other.keys() == alone.keys()
         torch.testing.assert_close(other, alone, atol=1e-5, rtol=1e-4)
