@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from agents import distributed
 from agents.gpt2 import GPT2, GPT2Config
 from agents.policy import GPT2Policy
 
@@ -169,7 +170,7 @@ class Checkpointed(BaseAlgorithm):
     reference: GPT2
     _ema: Tensor | None
     _prompt_generator: np.random.Generator
-    _random_state: dict[str, Any] | None
+    _random_states: list[dict[str, Any]] | None
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -179,6 +180,7 @@ class Checkpointed(BaseAlgorithm):
 
         It holds what shapes the rest of the run: weights of policy and start model, optimiser,
         counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
+        Of several ranks all must call this; the first writes, and it is done when it returns.
 
         Args:
             path: a file, `.zip` is added; or a binary stream.
@@ -196,7 +198,10 @@ class Checkpointed(BaseAlgorithm):
             arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
         kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
         groups, optimizer = optimizer_state(self.policy.optimizer)
-        rows = [] if self.env is None else self.env.get_attr("np_random")
+        states = self._random_states
+        if states is None:
+            rows = [] if self.env is None else self.env.get_attr("np_random")
+            states = distributed.gather_objects(random_state(rows))
         data = {
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
@@ -204,15 +209,18 @@ class Checkpointed(BaseAlgorithm):
             "counters": {name: getattr(self, name) for name in _COUNTERS},
             "optimizer_groups": groups,
             "prompt_generator": self._prompt_generator.bit_generator.state,
-            "random_state": self._random_state or random_state(rows),
+            "random_state": states[0],
+            "other_ranks": states[1:],
         }
         tensors = {
-            "policy": dict(self.policy.state_dict()),
-            "optimizer": optimizer,
-            "reference": dict(self.reference.state_dict()),
+            "policy": distributed.whole(self.policy.state_dict()),
+            "optimizer": distributed.whole(optimizer),
+            "reference": distributed.whole(self.reference.state_dict()),
             "baseline": {} if self._ema is None else {"ema": self._ema},
         }
-        write(path, data, tensors)
+        if distributed.rank() == 0:
+            write(path, data, tensors)
+        distributed.wait()
 
     @classmethod
     def load(
@@ -246,7 +254,9 @@ class Checkpointed(BaseAlgorithm):
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = read(path)
-        if unknown := sorted(set(arguments) - set(cls.ARGUMENTS) - {"tensorboard_log", "verbose"}):
+        if unknown := sorted(
+            set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
+        ):
             raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
         merged = {**data["arguments"], **arguments}
         if merged["learning_rate"] is None:
@@ -277,13 +287,14 @@ class Checkpointed(BaseAlgorithm):
                 )
         model._setup_model()
         model._freeze_reference()
-        model._load_weights(data, tensors)
-        model.reference.load_state_dict(tensors["reference"])
         for name, value in data["counters"].items():
             setattr(model, name, value)
         model._ema = tensors["baseline"].get("ema")
         model._prompt_generator.bit_generator.state = data["prompt_generator"]
-        model._random_state = data["random_state"]
+        model._random_states = [data["random_state"], *data.get("other_ranks", [])]
+        model._spread()
+        model._load_weights(data, tensors)
+        distributed.load_state(model.reference, tensors["reference"])
         return model
 
     def set_parameters(
@@ -306,25 +317,42 @@ class Checkpointed(BaseAlgorithm):
                 for n in differences
             )
             raise ValueError(f"the checkpoint is of another GPT-2: it has another {text}")
-        self.policy.load_state_dict(tensors["policy"])
+        distributed.load_state(self.policy, tensors["policy"])
+        optimizer = self.policy.optimizer
         state = optimizer_state_dict(data["optimizer_groups"], tensors["optimizer"])
-        self.policy.optimizer.load_state_dict(state)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                values[name] = distributed.as_part(value, parameters[index])
+        optimizer.load_state_dict(state)
 
     def _restore_random_state(self) -> None:
         """Puts every generator where the checkpoint found it, once."""
-        if self._random_state is None or self.env is None:
+        if self._random_states is None or self.env is None:
             return
-        state, self._random_state = self._random_state, None
-        set_random_state(state)
-        rows = self.env.get_attr("np_random")
-        if len(rows) != len(state["generators"]):
+        states, self._random_states = self._random_states, None
+        if len(states) == distributed.world_size():
+            set_random_state(states[distributed.rank()])
+        else:
             self.logger.warn(
-                f"the checkpoint has {len(state['generators'])} rows, env {len(rows)}: its rows draw"
-                " their prompts anew, and the run is not the uninterrupted one"
+                f"the checkpoint is of {len(states)} processes, this run of"
+                f" {distributed.world_size()}: tokens are drawn with other random numbers, and the run"
+                " is not the uninterrupted one"
+            )
+            if self.seed is not None:
+                distributed.seed_draws(self.seed, self._n_updates)
+        saved = [generator for state in states for generator in state["generators"]]
+        rows = self.env.get_attr("np_random")
+        B = len(rows) * distributed.world_size()
+        if len(saved) != B:
+            self.logger.warn(
+                f"the checkpoint has {len(saved)} rows, env {B}: its rows draw their prompts anew, and"
+                " the run is not the uninterrupted one"
             )
             return
-        for row, (generator, saved) in enumerate(zip(rows, state["generators"], strict=True)):
-            generator.bit_generator.state = saved
+        own = saved[distributed.shard(B)]
+        for row, (generator, state) in enumerate(zip(rows, own, strict=True)):
+            generator.bit_generator.state = state
             # Rows in other processes answer with copies.
-            if self.env.get_attr("np_random", [row])[0].bit_generator.state != saved:
+            if self.env.get_attr("np_random", [row])[0].bit_generator.state != state:
                 self.env.set_attr("np_random", generator, [row])

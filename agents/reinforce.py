@@ -13,14 +13,16 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents import distributed
 from agents.checkpoint import Checkpointed
 from agents.gpt2 import GPT2, GPT2Config
 from agents.policy import GPT2Policy, Scores
+from agents.progress import ProgressBar
 from agents.returns import BASELINES, hold_last, leave_one_out, monte_carlo_returns
 from agents.rollout import Episodes, collect
 from agents.vec_env import SB3VecEnv
@@ -88,6 +90,7 @@ class REINFORCE(Checkpointed):
         warmup_updates: int = 0,
         micro_batch_size: int | None = None,
         precision: str = "auto",
+        parallel: str = "ddp",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -124,6 +127,9 @@ class REINFORCE(Checkpointed):
             micro_batch_size: rows that go through the model at a time; None: all. The gradient is the
                 same; memory shrinks, and each row is read once more.
             precision: see `GPT2Policy`.
+            parallel: what processes that have joined (`agents.distributed`) do; each has an
+                environment of its own, with its rows of the batch. `"ddp"`: each holds the whole
+                model; `"fsdp"`: each holds a part of every tensor.
             policy_kwargs: further arguments of the policy.
             stats_window_size, tensorboard_log, verbose, seed, device: as in stable-baselines3.
             _init_setup_model: builds the policy at once.
@@ -134,6 +140,7 @@ class REINFORCE(Checkpointed):
         _check(baseline, "baseline", ("auto", *BASELINES))
         _check(kl_estimator, "kl_estimator", KL_ESTIMATORS)
         _check(lr_decay, "lr_decay", LR_DECAYS)
+        _check(parallel, "parallel", distributed.PARALLEL)
         for name, value in (("ent_coef", ent_coef), ("vf_coef", vf_coef), ("kl_coef", kl_coef)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a finite number >= 0")
@@ -141,6 +148,9 @@ class REINFORCE(Checkpointed):
             raise ValueError(f"gamma={gamma!r} must lie in [0, 1]")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size={micro_batch_size} must be at least 1, or None")
+        if distributed.rank() > 0:  # the first speaks for all
+            verbose, tensorboard_log = 0, None
+        seed = distributed.agree_on_seed(seed)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -160,10 +170,12 @@ class REINFORCE(Checkpointed):
         self.max_grad_norm = max_grad_norm
         self.lr_decay, self.warmup_updates = lr_decay, warmup_updates
         self.micro_batch_size = micro_batch_size
+        self.parallel = parallel
         self.reference: GPT2
         self._ema: Tensor | None = None  # (L,)
         self._first_update = 0  # of this run's learning-rate schedule
-        self._random_state: dict[str, Any] | None = None  # of a checkpoint, until `learn`
+        # Of a checkpoint, a rank each, until `learn`.
+        self._random_states: list[dict[str, Any]] | None = None
         self._prompt_generator = np.random.default_rng(seed)
         self._stop_requested = False
         if _init_setup_model:
@@ -172,6 +184,7 @@ class REINFORCE(Checkpointed):
             if gpt2 is not None:
                 self.policy.gpt2.load_state_dict(gpt2.state_dict())
             self._freeze_reference()
+            self._spread()
 
     # -------------------------------------------------------------------------------------- set-up
 
@@ -247,8 +260,28 @@ class REINFORCE(Checkpointed):
     def _freeze_reference(self) -> None:
         self.reference = copy.deepcopy(self.policy.gpt2).requires_grad_(False).eval()
 
+    def _spread(self) -> None:
+        """Shares the work with other processes, where there are any."""
+        values = self.baseline == "value"
+        self._score = distributed.spread(self.policy, self.reference, self.parallel, values)
+        if distributed.world_size() > 1:
+            assert self.seed is not None
+            distributed.seed_draws(self.seed, self._n_updates)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds all generators; row i of the whole batch is seeded with seed + i."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None and distributed.rank() > 0:
+            self.env.seed(seed + distributed.rank() * self.env.num_envs)
+
+    def _rows(self, env: VecEnv) -> int:
+        """The rows of the whole batch."""
+        return env.num_envs * distributed.world_size()
+
     def _check_baseline(self, env: VecEnv) -> None:
-        B = env.num_envs
+        if len(counts := set(distributed.gather_objects(env.num_envs))) > 1:
+            raise ValueError(f"env has {sorted(counts)} rows on different ranks: give each as many")
+        B = self._rows(env)
         baseline = self._baseline(env)
         if baseline in ("mean", "rloo") and B < 2:
             raise ValueError(
@@ -264,7 +297,7 @@ class REINFORCE(Checkpointed):
 
     def _baseline(self, env: VecEnv) -> str:
         if self.baseline == "auto":
-            return "rloo" if env.num_envs > 1 else "ema"
+            return "rloo" if self._rows(env) > 1 else "ema"
         return self.baseline
 
     def _prompts(self, env: VecEnv) -> list[str]:
@@ -273,7 +306,7 @@ class REINFORCE(Checkpointed):
     def _group_size(self, env: VecEnv) -> int:
         if self.group_size is not None:
             return self.group_size
-        return DEFAULT_GROUP_SIZE if len(self._prompts(env)) > 1 else env.num_envs
+        return DEFAULT_GROUP_SIZE if len(self._prompts(env)) > 1 else self._rows(env)
 
     # --------------------------------------------------------------------------------------- learn
 
@@ -334,37 +367,47 @@ class REINFORCE(Checkpointed):
             self.logger.record("time/update_fps", tokens / (time.perf_counter() - collected))
             if log_interval and self._n_updates % log_interval == 0:
                 self._dump_logs()
-            if self._stop_requested:
+            if any(distributed.gather_objects(self._stop_requested)):
                 break
         callback.on_training_end()
         return self
 
     def request_stop(self) -> None:
-        """Makes `learn` return after the update that is under way."""
+        """Makes `learn` return after the update that is under way, on all ranks."""
         self._stop_requested = True
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback)
-        if progress_bar:
-            callback = CallbackList([callback, _ProgressBar(self._updates_wanted)])
+        if progress_bar and distributed.rank() == 0:
+            callback = CallbackList([callback, ProgressBar(self._updates_wanted)])
             callback.init_callback(self)
         return callback
 
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
-        """Writes one text a row; None if the callback stops the training."""
+        """Writes one text a row; None if the callback stops the training.
+
+        Returns:
+            The whole batch, also where other ranks wrote a part of it.
+        """
         assert self.env is not None
         self.policy.set_training_mode(False)
         self._draw_prompts(self.env)
+        before = self.num_timesteps
 
         def on_step(tokens: int) -> bool:
             self.num_timesteps += tokens
             callback.update_locals(locals())
             return callback.on_step()
 
-        episodes = collect(self.policy, self.env, on_step)
-        if episodes is not None:
-            self._last_obs = episodes.texts.cpu().numpy()
-            self._record_rollout(episodes)
+        with distributed.unsharded(self.policy):
+            own = collect(self.policy, self.env, on_step)
+        ranks = distributed.gather_objects((self.num_timesteps - before, own is None))
+        self.num_timesteps = before + sum(written for written, _ in ranks)
+        if own is None or any(stopped for _, stopped in ranks):
+            return None
+        self._last_obs = own.texts.cpu().numpy()
+        episodes = distributed.gather_episodes(own)
+        self._record_rollout(episodes)
         return episodes
 
     def _draw_prompts(self, env: VecEnv) -> None:
@@ -372,13 +415,14 @@ class REINFORCE(Checkpointed):
         prompts = self._prompts(env)
         if self._baseline(env) == "rloo" and len(prompts) > 1:
             size = self._group_size(env)
-            drawn = self._prompt_generator.integers(len(prompts), size=env.num_envs // size)
-            env.set_options([{"prompt": prompts[i]} for i in drawn.repeat(size)])
+            B = self._rows(env)
+            drawn = self._prompt_generator.integers(len(prompts), size=B // size).repeat(size)
+            env.set_options([{"prompt": prompts[i]} for i in drawn[distributed.shard(B)]])
 
     # --------------------------------------------------------------------------------------- train
 
     def train(self, episodes: Episodes) -> None:
-        """One gradient step on a batch of episodes.
+        """One gradient step on a batch of episodes, of which each rank reads its own rows.
 
         Raises:
             FloatingPointError: naming the term that is not finite; no weight has changed.
@@ -386,33 +430,42 @@ class REINFORCE(Checkpointed):
         policy, mask, B = self.policy, episodes.mask, len(episodes.texts)
         policy.set_training_mode(True)
         learning_rate = self._set_learning_rate()
+        own, ranks = distributed.shard(B), distributed.world_size()
         size = self.micro_batch_size or B
-        parts = [slice(first, first + size) for first in range(0, B, size)]
+        parts = [
+            slice(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)
+        ]
         # One part keeps its graph for the gradient; several are read again, one after the other.
         with torch.set_grad_enabled(len(parts) == 1):
-            scores = [policy.score(*episodes.rows(part)) for part in parts]
+            scores = [self._score(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
             start = [policy.score(*episodes.rows(part), gpt2=self.reference) for part in parts]
-            log_ratio = torch.cat([s.log_prob for s in scores]) - torch.cat(
-                [s.log_prob for s in start]
+            log_prob, entropy, values = (
+                distributed.gather(torch.cat(rows)) for rows in zip(*scores, strict=True)
             )  # (B, L)
-            values = torch.cat([s.values for s in scores])
+            log_ratio = log_prob - distributed.gather(torch.cat([s.log_prob for s in start]))
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
         policy.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for i, part in enumerate(parts):
-            now = scores[i] if len(parts) == 1 else policy.score(*episodes.rows(part))
-            terms = self.loss_terms(now, start[i], returns[part], advantages[part], mask[part], B)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + term.item()
-                if not math.isfinite(totals[name]):
-                    raise FloatingPointError(
-                        f"update {self._n_updates + 1}: the {name} is {totals[name]}; no weight has"
-                        " been changed. Lower learning_rate, or look at the last texts and rewards"
-                    )
-            torch.stack(list(terms.values())).sum().backward()
+            with distributed.accumulate(self._score, more=i + 1 < len(parts)):
+                now = scores[i] if len(parts) == 1 else self._score(*episodes.rows(part))
+                terms = self.loss_terms(
+                    now, start[i], returns[part], advantages[part], mask[part], B
+                )
+                losses = torch.stack(list(terms.values()))
+                for name, loss in zip(terms, distributed.total(losses).tolist(), strict=True):
+                    totals[name] = totals.get(name, 0.0) + loss
+                    if not math.isfinite(totals[name]):
+                        raise FloatingPointError(
+                            f"update {self._n_updates + 1}: the {name} is {totals[name]}; no weight"
+                            " has been changed. Lower learning_rate, or look at the last texts and"
+                            " rewards"
+                        )
+                (losses.sum() * ranks).backward()  # the mean of the ranks' gradients is their sum
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        norm = distributed.whole_tensor(norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"update {self._n_updates + 1}: the gradient's norm is {norm}; no weight has been"
@@ -421,13 +474,12 @@ class REINFORCE(Checkpointed):
         policy.optimizer.step()
         self._n_updates += 1
 
-        entropy = torch.cat([s.entropy for s in scores]).sum() / mask.sum()
         k3 = torch.expm1(-log_ratio) + log_ratio
         record = self.logger.record
         for name, total in totals.items():
             record(f"train/{name}", total)
         record("train/loss", sum(totals.values()))
-        record("train/entropy", entropy.item())
+        record("train/entropy", (entropy.sum() / mask.sum()).item())
         record("train/kl", log_ratio.sum(1).mean().item())
         record("train/kl_k3", k3.sum(1).mean().item())
         record("train/grad_norm", norm.item())
@@ -539,39 +591,6 @@ class REINFORCE(Checkpointed):
         self.logger.record("time/time_elapsed", seconds, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
-
-
-class _ProgressBar(ProgressBarCallback):
-    """SB3's bar, which counts rows; ours counts written tokens, or updates."""
-
-    def __init__(self, total_updates: int | None) -> None:
-        super().__init__()
-        self._total = total_updates
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        if self._total is not None:
-            self.pbar.reset(self._total)
-        self._seen = self._count()
-
-    def _count(self) -> int:
-        return self.model._n_updates if self._total is not None else self.model.num_timesteps
-
-    def _on_step(self) -> bool:
-        if self._total is None:
-            self._move()
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self._move()
-
-    def _on_training_end(self) -> None:
-        self._move()
-        super()._on_training_end()
-
-    def _move(self) -> None:
-        self.pbar.update(self._count() - self._seen)
-        self._seen = self._count()
 
 
 def _check(value: str, name: str, choices: tuple[str, ...]) -> None:

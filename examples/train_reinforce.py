@@ -3,6 +3,7 @@
     python examples/train_reinforce.py                  # two minutes on two CPU cores
     python examples/train_reinforce.py --preset gpt2    # GPT-2, 124M, full vocabulary, for a GPU
     python examples/train_reinforce.py --out runs/mine --updates 300 --resume
+    torchrun --nproc-per-node 8 examples/train_reinforce.py --preset gpt2    # on eight GPUs
 
 Writes to --out: summary.json, progress.csv, samples.md, learning_curves.png, checkpoint.zip and gpt2/ (the
 trained model in Hugging Face's format).
@@ -11,7 +12,6 @@ trained model in Hugging Face's format).
 from __future__ import annotations
 
 import argparse
-import copy
 import csv
 import json
 import os
@@ -31,7 +31,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 import text_sentiment_env
-from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
+from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, distributed
 from agents.evaluation import evaluate
 from agents.reinforce import KL_ESTIMATORS, LR_DECAYS
 from agents.returns import BASELINES
@@ -79,6 +79,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from --out's last checkpoint")
     add("--seed", type=int, default=0, help="of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1...; auto: cuda if there is one")
+    add(
+        "--parallel",
+        choices=distributed.PARALLEL,
+        default="ddp",
+        help="under torchrun: each process has the whole model, or a part of it",
+    )
     add("--updates", type=int, default=100, help="gradient steps in all, earlier ones included")
     add(
         "--save-every",
@@ -98,7 +104,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="print nothing but errors")
 
     add = parser.add_argument_group("environment").add_argument
-    add("--num-envs", type=int, default=64, metavar="N", help="texts written per update")
+    add("--num-envs", type=int, default=64, metavar="N", help="texts per update, of all processes")
     add("--vocabulary", default="reviews", help="reviews, small, or gpt2")
     add("--max-tokens", type=int, default=20, help="the most tokens a text may have")
     add("--prompts", metavar="FILE", help="openings, one a line; none: texts from the start")
@@ -206,6 +212,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("updates", "num_envs", "save_every", "eval_episodes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+    if args.num_envs % processes:
+        parser.error(f"--num-envs {args.num_envs}: must be a multiple of the {processes} processes")
     if not args.resume:
         if args.out and (Path(args.out) / "checkpoint.zip").exists():
             parser.error(f"--out {args.out} holds a run: add --resume to go on, or choose another")
@@ -234,11 +243,11 @@ def _latest_run(args: argparse.Namespace) -> Path:
 # ------------------------------------------------------------------------------------------- parts
 
 
-def make_env(args: argparse.Namespace, judge: str | SentimentModel) -> SB3VecEnv:
+def make_env(args: argparse.Namespace, judge: str | SentimentModel, num_envs: int) -> SB3VecEnv:
     """The environment of the command line."""
     envs = gym.make_vec(
         "text_sentiment_env:TextSentiment-v0",
-        num_envs=args.num_envs,
+        num_envs=num_envs,
         vocabulary=args.vocabulary,
         max_tokens=args.max_tokens,
         prompts=args.prompts,
@@ -280,6 +289,7 @@ def make_model(args: argparse.Namespace, env: SB3VecEnv) -> REINFORCE:
         env,
         pretrained=None if args.model == "random" else args.model,
         precision=args.precision,
+        parallel=args.parallel,
         policy_kwargs=policy_kwargs,
         device=args.device,
         **{name: getattr(args, name) for name in names},
@@ -344,18 +354,33 @@ class RunCallback(BaseCallback):
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = parse_arguments(argv)
-    console = Console(quiet=args.quiet)
+    status = run(args)
+    distributed.leave()
+    return status
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, trains, evaluates again, and returns the exit status."""
+    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out")}
+    args.device = distributed.join(args.device)
+    first = distributed.rank() == 0  # which alone prints and writes
+    args.out = distributed.gather_objects(args.out)[
+        0
+    ]  # the others may have seen the first's folder
+    console = Console(quiet=args.quiet or not first)
     out = Path(args.out)
     began = time.perf_counter()
     judge = make_judge(args)
-    env = make_env(args, judge)
+    env = make_env(args, judge, args.num_envs // distributed.world_size())
     if args.resume:
-        model = REINFORCE.load(out / "checkpoint.zip", env=env, device=args.device)
+        model = REINFORCE.load(
+            out / "checkpoint.zip", env=env, device=args.device, parallel=args.parallel
+        )
     else:
         model = make_model(args, env)
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in vars(args).items() if k not in ("resume", "out")}
-    (out / "arguments.json").write_text(json.dumps(settings, indent=2), "utf-8")
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "arguments.json").write_text(json.dumps(settings, indent=2), "utf-8")
     parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
     console.print(
         f"{args.model} GPT-2, {parameters:,} parameters, {len(env.get_attr('vocabulary')[0])} tokens, on"
@@ -364,19 +389,26 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     judges = {} if args.sentiment_model == "vader" else {"vader": load_sentiment_model("vader")}
-    eval_env = make_env(args, judge)
+    eval_env = make_env(args, judge, args.num_envs) if first else env
 
-    def measure(policy: GPT2Policy) -> dict[str, Any]:
-        return evaluate(policy, model.reference, eval_env, args.eval_episodes, 1000, judges)
+    def measure(gpt2: GPT2) -> tuple[dict[str, Any], GPT2]:
+        """Measures of a model's texts, and a copy of it, for the first rank; the others go on."""
+        weights = distributed.whole(gpt2.state_dict())
+        with distributed.unsharded(model.reference):
+            if not first:
+                return {}, gpt2
+            with torch.random.fork_rng(devices=[]):
+                policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+            policy.gpt2.load_state_dict(weights)
+            texts = evaluate(policy, model.reference, eval_env, args.eval_episodes, 1000, judges)
+            return texts, policy.gpt2
 
-    start = copy.deepcopy(model.policy)
-    start.gpt2.load_state_dict(model.reference.state_dict())
-    before = measure(start)
-    del start
-
+    before = measure(model.reference)[0]
     status, seconds = train(model, args, out, console)
-    after = measure(model.policy)
-    model.policy.gpt2.save_pretrained(out / "gpt2")
+    after, trained = measure(model.policy.gpt2)
+    if not first:
+        return status
+    trained.save_pretrained(out / "gpt2")
     tokens = model.num_timesteps - model._num_timesteps_at_start
     samples = before.pop("samples"), after.pop("samples")
     summary = {
@@ -389,6 +421,7 @@ def main(argv: list[str] | None = None) -> int:
             else platform.machine(),
             "cpus": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "processes": distributed.world_size(),
         },
         "parameters": parameters,
         "updates": model._n_updates,
@@ -412,8 +445,9 @@ def train(
 ) -> tuple[int, float]:
     """Trains to --updates, or to Ctrl-C; returns the exit status and the seconds it took."""
     done = model._n_updates
-    outputs: list[Any] = [AppendingCSV(out / "progress.csv", done)]
-    if args.tensorboard:
+    first = distributed.rank() == 0
+    outputs: list[Any] = [AppendingCSV(out / "progress.csv", done)] if first else []
+    if args.tensorboard and first:
         outputs.append(TensorBoardOutputFormat(str(out / "tensorboard")))
     model.set_logger(Logger(str(out), outputs))
     callback = RunCallback(out, args.save_every, args.updates, console)
@@ -421,7 +455,8 @@ def train(
     def stop(*_: Any) -> None:
         console.print("stopping after this update; Ctrl-C again to stop at once")
         model.request_stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if distributed.world_size() == 1:  # torchrun passes on the Ctrl-C that all have seen
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     previous = signal.signal(signal.SIGINT, stop)
     began, status = time.perf_counter(), 0
@@ -438,7 +473,8 @@ def train(
     except FloatingPointError as error:
         # The weights are the last good ones, but this batch's random numbers are spent: the last
         # checkpoint stays as it is.
-        print(f"error: {error}", file=sys.stderr)
+        if first:
+            print(f"error: {error}", file=sys.stderr)
         status = 1
     finally:
         signal.signal(signal.SIGINT, previous)
