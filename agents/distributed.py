@@ -27,9 +27,7 @@ from agents.policy import GPT2Policy, Scores
 from agents.rollout import Episodes
 
 PARALLEL = ("ddp", "fsdp")
-TIMEOUT = timedelta(
-    hours=2
-)  # how long ranks wait for one another, as for an evaluation on the first
+TIMEOUT = timedelta(hours=2)  # of ranks that wait, as for an evaluation on the first one
 Score = Callable[[Tensor, Tensor], Scores]
 
 

@@ -23,6 +23,7 @@ from agents.returns import BASELINES
 from agents.rollout import Episodes
 
 ROOT = Path(__file__).parents[1]
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 B = 8
 
 
@@ -30,7 +31,7 @@ B = 8
 
 
 def _rank(function, arguments, rank, n, folder):
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["GLOO_SOCKET_IFNAME"] = LOOPBACK
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store{n}", rank=rank, world_size=n)
     torch.save(function(*arguments), f"{folder}/result{rank}")
@@ -333,7 +334,7 @@ def torchrun(script, *arguments):
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": "lo"},
+        env={**os.environ, "PYTHONPATH": path, "GLOO_SOCKET_IFNAME": LOOPBACK},
     )
 
 
