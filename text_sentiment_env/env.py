@@ -33,8 +33,8 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
     >>> vocabulary = env.unwrapped.vocabulary
     >>> for action in [*vocabulary.encode("the movie was great!"), vocabulary.end_index]:
     ...     observation, reward, terminated, truncated, info = env.step(action)
-    >>> info["text"], round(reward, 1), terminated, truncated
-    (' the movie was great!', 1.0, True, False)
+    >>> info["text"], reward > 0.8, terminated, truncated
+    (' the movie was great!', True, True, False)
 
     ## Action Space
 
