@@ -259,8 +259,12 @@ def nats_and_tokens(
 
 
 def perplexities(model: GPT2, vocabulary: Vocabulary, sentences: Sequence[str]) -> dict[str, float]:
-    """How well the model predicts the sentences, per word, GPT-2 token and token of its own."""
-    texts = [vocabulary.encode(text) for text in sentences]
+    """How well the model predicts the sentences, per word, GPT-2 token and token of its own.
+
+    The few that are longer than the model reads are left out.
+    """
+    encoded = {text: ids for text in sentences if _fits(ids := vocabulary.encode(text), model)}
+    sentences, texts = list(encoded), list(encoded.values())
     nats, tokens = nats_and_tokens(model, texts)
     gpt2_tokens = sum(len(ids) + 1 for ids in encode_gpt2(sentences))
     words = sum(len(text.split()) for text in sentences)
@@ -272,6 +276,10 @@ def perplexities(model: GPT2, vocabulary: Vocabulary, sentences: Sequence[str]) 
         "perplexity_per_gpt2_token": float(np.exp(nats / gpt2_tokens)),
         "perplexity_per_word": float(np.exp(nats / words)),
     }
+
+
+def _fits(ids: np.ndarray, model: GPT2) -> bool:
+    return len(ids) < model.config.n_positions
 
 
 def sample_texts(
@@ -403,7 +411,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--save-every", type=int, default=100, help="steps between checkpoints (100)")
     add("--compare", type=Path, help="another GPT-2's folder, for the report")
     add("--evaluate", metavar="MODEL", help="only the report, on a folder or 'reviews'")
-    add("--report-sentences", type=int, default=5000, help="held-out sentences at most (5000)")
+    add("--report-sentences", type=int, default=3000, help="held-out sentences at most (3000)")
     add("--report-samples", type=int, default=500, help="texts to sample (500)")
     add("--smoke", action="store_true", help="a tiny model on made-up text, in seconds")
     add("--quiet", action="store_true", help="no progress bar")
