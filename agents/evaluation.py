@@ -55,14 +55,16 @@ def evaluate(
             batch = collect(policy, env)
             assert batch is not None
             keep = slice(0, n_episodes - len(rewards))
-            now = policy.score(*batch.rows(keep))
-            start = policy.score(*batch.rows(keep), gpt2=reference)
-            sums["entropy"] += now.entropy.sum().item()
-            sums["kl"] += (now.log_prob - start.log_prob).sum().item()
-            sums["reference"] += start.log_prob.sum().item()
+            texts, mask = batch.rows(keep)
+            now = policy.read_texts(texts, mask)[1]  # (N, V)
+            start = policy.read_texts(texts, mask, reference)[1]
+            p = now.exp()
+            sums["entropy"] -= (p * now).sum().item()
+            # Over all next tokens, not only the one drawn: the same mean, less noise, never below 0.
+            sums["kl"] += (p * (now - start)).sum().item()
+            sums["reference"] += start.gather(1, texts[mask][:, None]).sum().item()
             rewards += batch.rewards[keep].sum(1).tolist()
             infos += batch.infos[keep]
-            texts, mask = batch.rows(keep)
             generated += [t[m].tolist() for t, m in zip(texts, mask, strict=True)]
     n, tokens = len(rewards), sum(map(len, generated))
     end = policy.config.vocab_size - 1

@@ -229,20 +229,36 @@ class GPT2Policy(ActorCriticPolicy):
         Returns:
             `Scores`, each (B, L), with gradients where they are enabled.
         """
+        hidden, log_probs = self.read_texts(texts, mask, gpt2)
+        written = texts[mask].long()
+        log_prob = log_probs.gather(1, written[:, None])[:, 0]
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        values = self.value_head(hidden)[:, 0] if gpt2 is None else torch.zeros_like(entropy)
+        empty = torch.zeros(texts.shape, dtype=log_probs.dtype, device=texts.device)
+        return Scores(*(empty.masked_scatter(mask, x) for x in (log_prob, entropy, values)))
+
+    def read_texts(
+        self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Reads finished texts in one parallel pass.
+
+        Args:
+            texts: final observations (B, L) int64.
+            mask: the N places to look at, bool (B, L).
+            gpt2: another model of the same vocabulary; None: this policy's.
+
+        Returns:
+            At each place, row by row, the last layer (N, C) and the log-probabilities (N, V) of the
+            token to be written there, float32.
+        """
         model = self.gpt2 if gpt2 is None else gpt2
         ids, lengths = self.as_ids(texts)
         width = int(lengths.max()) - 1  # the last token decides nothing
-        mask = mask[:, :width]
         with self.autocast():
-            # Only the scored places pass through the head: it is most of the work of a small model.
-            hidden = model.hidden(ids[:, :width])[mask]  # (N, C)
-            log_probs = _full(model.head(hidden)).log_softmax(-1)  # (N, V)
-        log_prob = log_probs.gather(1, texts[:, :width][mask].long()[:, None])[:, 0]
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-        values = self.value_head(_full(hidden))[:, 0] if gpt2 is None else torch.zeros_like(entropy)
-        empty = torch.zeros(texts.shape, dtype=log_probs.dtype, device=texts.device)
-        where = torch.nn.functional.pad(mask, (0, texts.shape[1] - width))
-        return Scores(*(empty.masked_scatter(where, x) for x in (log_prob, entropy, values)))
+            # Only these places pass through the head: it is most of the work of a small model.
+            hidden = model.hidden(ids[:, :width])[mask[:, :width]]
+            logits = model.head(hidden)
+        return _full(hidden), _full(logits).log_softmax(-1)
 
 
 def _full(x: Tensor) -> Tensor:
@@ -270,11 +286,17 @@ class PrefixCache:
         self.held = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.tokens_read = self.tokens_reused = 0
+        # Where the weights are looked up each time: `gpt2.parameters()` walks the modules for longer
+        # than a small model takes to decode a token.
+        self._places: list[tuple[Any, str]] = [
+            (module._parameters, name) for module in gpt2.modules() for name in module._parameters
+        ]
         self._weights: tuple[int, ...] = ()
 
     def forget_if_changed(self) -> None:
         """Empties the cache if a weight was written or replaced since the last call."""
-        weights = tuple(x for p in self.gpt2.parameters() for x in (p._version, p.data_ptr()))
+        parameters = [module[name] for module, name in self._places]
+        weights = tuple(x for p in parameters for x in (p._version, p.data_ptr()))
         if weights != self._weights:
             self._weights = weights
             self.lengths.zero_()

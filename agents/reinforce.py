@@ -13,14 +13,16 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import checkpoint
+from agents import distributed
+from agents.checkpoint import Checkpointed
 from agents.gpt2 import GPT2, GPT2Config
 from agents.policy import GPT2Policy, Scores
+from agents.progress import ProgressBar
 from agents.returns import BASELINES, hold_last, leave_one_out, monte_carlo_returns
 from agents.rollout import Episodes, collect
 from agents.vec_env import SB3VecEnv
@@ -31,7 +33,7 @@ EMA_DECAY = 0.9
 DEFAULT_GROUP_SIZE = 4
 
 
-class REINFORCE(BaseAlgorithm):
+class REINFORCE(Checkpointed):
     """Policy gradient on whole episodes: collect one a row, take one step, begin again.
 
     The gradient is that of E[Σ_t r_t], estimated by Σ_t (G_t - b_t) ∇log π(a_t|s_t), summed over an
@@ -88,6 +90,7 @@ class REINFORCE(BaseAlgorithm):
         warmup_updates: int = 0,
         micro_batch_size: int | None = None,
         precision: str = "auto",
+        parallel: str = "ddp",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -124,6 +127,9 @@ class REINFORCE(BaseAlgorithm):
             micro_batch_size: rows that go through the model at a time; None: all. The gradient is the
                 same; memory shrinks, and each row is read once more.
             precision: see `GPT2Policy`.
+            parallel: what processes that have joined (`agents.distributed`) do; each has an
+                environment of its own, with its rows of the batch. `"ddp"`: each holds the whole
+                model; `"fsdp"`: each holds a part of every tensor.
             policy_kwargs: further arguments of the policy.
             stats_window_size, tensorboard_log, verbose, seed, device: as in stable-baselines3.
             _init_setup_model: builds the policy at once.
@@ -134,6 +140,7 @@ class REINFORCE(BaseAlgorithm):
         _check(baseline, "baseline", ("auto", *BASELINES))
         _check(kl_estimator, "kl_estimator", KL_ESTIMATORS)
         _check(lr_decay, "lr_decay", LR_DECAYS)
+        _check(parallel, "parallel", distributed.PARALLEL)
         for name, value in (("ent_coef", ent_coef), ("vf_coef", vf_coef), ("kl_coef", kl_coef)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a finite number >= 0")
@@ -141,6 +148,9 @@ class REINFORCE(BaseAlgorithm):
             raise ValueError(f"gamma={gamma!r} must lie in [0, 1]")
         if micro_batch_size is not None and micro_batch_size < 1:
             raise ValueError(f"micro_batch_size={micro_batch_size} must be at least 1, or None")
+        if distributed.rank() > 0:  # the first speaks for all
+            verbose, tensorboard_log = 0, None
+        seed = distributed.agree_on_seed(seed)
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -160,10 +170,12 @@ class REINFORCE(BaseAlgorithm):
         self.max_grad_norm = max_grad_norm
         self.lr_decay, self.warmup_updates = lr_decay, warmup_updates
         self.micro_batch_size = micro_batch_size
+        self.parallel = parallel
         self.reference: GPT2
         self._ema: Tensor | None = None  # (L,)
         self._first_update = 0  # of this run's learning-rate schedule
-        self._random_state: dict[str, Any] | None = None  # of a checkpoint, until `learn`
+        # Of a checkpoint, a rank each, until `learn`.
+        self._random_states: list[dict[str, Any]] | None = None
         self._prompt_generator = np.random.default_rng(seed)
         self._stop_requested = False
         if _init_setup_model:
@@ -172,6 +184,7 @@ class REINFORCE(BaseAlgorithm):
             if gpt2 is not None:
                 self.policy.gpt2.load_state_dict(gpt2.state_dict())
             self._freeze_reference()
+            self._spread()
 
     # -------------------------------------------------------------------------------------- set-up
 
@@ -247,8 +260,28 @@ class REINFORCE(BaseAlgorithm):
     def _freeze_reference(self) -> None:
         self.reference = copy.deepcopy(self.policy.gpt2).requires_grad_(False).eval()
 
+    def _spread(self) -> None:
+        """Shares the work with other processes, where there are any."""
+        values = self.baseline == "value"
+        self._score = distributed.spread(self.policy, self.reference, self.parallel, values)
+        if distributed.world_size() > 1:
+            assert self.seed is not None
+            distributed.seed_draws(self.seed, self._n_updates)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seeds all generators; row i of the whole batch is seeded with seed + i."""
+        super().set_random_seed(seed)
+        if seed is not None and self.env is not None and distributed.rank() > 0:
+            self.env.seed(seed + distributed.rank() * self.env.num_envs)
+
+    def _rows(self, env: VecEnv) -> int:
+        """The rows of the whole batch."""
+        return env.num_envs * distributed.world_size()
+
     def _check_baseline(self, env: VecEnv) -> None:
-        B = env.num_envs
+        if len(counts := set(distributed.gather_objects(env.num_envs))) > 1:
+            raise ValueError(f"env has {sorted(counts)} rows on different ranks: give each as many")
+        B = self._rows(env)
         baseline = self._baseline(env)
         if baseline in ("mean", "rloo") and B < 2:
             raise ValueError(
@@ -264,7 +297,7 @@ class REINFORCE(BaseAlgorithm):
 
     def _baseline(self, env: VecEnv) -> str:
         if self.baseline == "auto":
-            return "rloo" if env.num_envs > 1 else "ema"
+            return "rloo" if self._rows(env) > 1 else "ema"
         return self.baseline
 
     def _prompts(self, env: VecEnv) -> list[str]:
@@ -273,7 +306,7 @@ class REINFORCE(BaseAlgorithm):
     def _group_size(self, env: VecEnv) -> int:
         if self.group_size is not None:
             return self.group_size
-        return DEFAULT_GROUP_SIZE if len(self._prompts(env)) > 1 else env.num_envs
+        return DEFAULT_GROUP_SIZE if len(self._prompts(env)) > 1 else self._rows(env)
 
     # --------------------------------------------------------------------------------------- learn
 
@@ -325,8 +358,8 @@ class REINFORCE(BaseAlgorithm):
             collected = time.perf_counter()
             progress = self.num_timesteps / total_timesteps
             if total_updates is not None:
-                updates = last_update - self._first_update
-                progress = max(progress, (self._n_updates - self._first_update) / updates)
+                done = self._n_updates - self._first_update
+                progress = done / (last_update - self._first_update)
             self._current_progress_remaining = 1 - min(progress, 1.0)
             self.train(episodes)
             tokens = int(episodes.mask.sum())
@@ -334,37 +367,47 @@ class REINFORCE(BaseAlgorithm):
             self.logger.record("time/update_fps", tokens / (time.perf_counter() - collected))
             if log_interval and self._n_updates % log_interval == 0:
                 self._dump_logs()
-            if self._stop_requested:
+            if any(distributed.gather_objects(self._stop_requested)):
                 break
         callback.on_training_end()
         return self
 
     def request_stop(self) -> None:
-        """Makes `learn` return after the update that is under way."""
+        """Makes `learn` return after the update that is under way, on all ranks."""
         self._stop_requested = True
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback)
-        if progress_bar:
-            callback = CallbackList([callback, _ProgressBar(self._updates_wanted)])
+        if progress_bar and distributed.rank() == 0:
+            callback = CallbackList([callback, ProgressBar(self._updates_wanted)])
             callback.init_callback(self)
         return callback
 
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
-        """Writes one text a row; None if the callback stops the training."""
+        """Writes one text a row; None if the callback stops the training.
+
+        Returns:
+            The whole batch, also where other ranks wrote a part of it.
+        """
         assert self.env is not None
         self.policy.set_training_mode(False)
         self._draw_prompts(self.env)
+        before = self.num_timesteps
 
         def on_step(tokens: int) -> bool:
             self.num_timesteps += tokens
             callback.update_locals(locals())
             return callback.on_step()
 
-        episodes = collect(self.policy, self.env, on_step)
-        if episodes is not None:
-            self._last_obs = episodes.texts.cpu().numpy()
-            self._record_rollout(episodes)
+        with distributed.unsharded(self.policy):
+            own = collect(self.policy, self.env, on_step)
+        ranks = distributed.gather_objects((self.num_timesteps - before, own is None))
+        self.num_timesteps = before + sum(written for written, _ in ranks)
+        if own is None or any(stopped for _, stopped in ranks):
+            return None
+        self._last_obs = own.texts.cpu().numpy()
+        episodes = distributed.gather_episodes(own)
+        self._record_rollout(episodes)
         return episodes
 
     def _draw_prompts(self, env: VecEnv) -> None:
@@ -372,13 +415,14 @@ class REINFORCE(BaseAlgorithm):
         prompts = self._prompts(env)
         if self._baseline(env) == "rloo" and len(prompts) > 1:
             size = self._group_size(env)
-            drawn = self._prompt_generator.integers(len(prompts), size=env.num_envs // size)
-            env.set_options([{"prompt": prompts[i]} for i in drawn.repeat(size)])
+            B = self._rows(env)
+            drawn = self._prompt_generator.integers(len(prompts), size=B // size).repeat(size)
+            env.set_options([{"prompt": prompts[i]} for i in drawn[distributed.shard(B)]])
 
     # --------------------------------------------------------------------------------------- train
 
     def train(self, episodes: Episodes) -> None:
-        """One gradient step on a batch of episodes.
+        """One gradient step on a batch of episodes, of which each rank reads its own rows.
 
         Raises:
             FloatingPointError: naming the term that is not finite; no weight has changed.
@@ -386,33 +430,42 @@ class REINFORCE(BaseAlgorithm):
         policy, mask, B = self.policy, episodes.mask, len(episodes.texts)
         policy.set_training_mode(True)
         learning_rate = self._set_learning_rate()
+        own, ranks = distributed.shard(B), distributed.world_size()
         size = self.micro_batch_size or B
-        parts = [slice(first, first + size) for first in range(0, B, size)]
+        parts = [
+            slice(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)
+        ]
         # One part keeps its graph for the gradient; several are read again, one after the other.
         with torch.set_grad_enabled(len(parts) == 1):
-            scores = [policy.score(*episodes.rows(part)) for part in parts]
+            scores = [self._score(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
             start = [policy.score(*episodes.rows(part), gpt2=self.reference) for part in parts]
-            log_ratio = torch.cat([s.log_prob for s in scores]) - torch.cat(
-                [s.log_prob for s in start]
+            log_prob, entropy, values = (
+                distributed.gather(torch.cat(rows)) for rows in zip(*scores, strict=True)
             )  # (B, L)
-            values = torch.cat([s.values for s in scores])
+            log_ratio = log_prob - distributed.gather(torch.cat([s.log_prob for s in start]))
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
         policy.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for i, part in enumerate(parts):
-            now = scores[i] if len(parts) == 1 else policy.score(*episodes.rows(part))
-            terms = self.loss_terms(now, start[i], returns[part], advantages[part], mask[part], B)
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + term.item()
-                if not math.isfinite(totals[name]):
-                    raise FloatingPointError(
-                        f"update {self._n_updates + 1}: the {name} is {totals[name]}; no weight has"
-                        " been changed. Lower learning_rate, or look at the last texts and rewards"
-                    )
-            torch.stack(list(terms.values())).sum().backward()
+            with distributed.accumulate(self._score, more=i + 1 < len(parts)):
+                now = scores[i] if len(parts) == 1 else self._score(*episodes.rows(part))
+                terms = self.loss_terms(
+                    now, start[i], returns[part], advantages[part], mask[part], B
+                )
+                losses = torch.stack(list(terms.values()))
+                for name, loss in zip(terms, distributed.total(losses).tolist(), strict=True):
+                    totals[name] = totals.get(name, 0.0) + loss
+                    if not math.isfinite(totals[name]):
+                        raise FloatingPointError(
+                            f"update {self._n_updates + 1}: the {name} is {totals[name]}; no weight"
+                            " has been changed. Lower learning_rate, or look at the last texts and"
+                            " rewards"
+                        )
+                (losses.sum() * ranks).backward()  # the mean of the ranks' gradients is their sum
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        norm = distributed.whole_tensor(norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f"update {self._n_updates + 1}: the gradient's norm is {norm}; no weight has been"
@@ -421,13 +474,12 @@ class REINFORCE(BaseAlgorithm):
         policy.optimizer.step()
         self._n_updates += 1
 
-        entropy = torch.cat([s.entropy for s in scores]).sum() / mask.sum()
         k3 = torch.expm1(-log_ratio) + log_ratio
         record = self.logger.record
         for name, total in totals.items():
             record(f"train/{name}", total)
         record("train/loss", sum(totals.values()))
-        record("train/entropy", entropy.item())
+        record("train/entropy", (entropy.sum() / mask.sum()).item())
         record("train/kl", log_ratio.sum(1).mean().item())
         record("train/kl_k3", k3.sum(1).mean().item())
         record("train/grad_norm", norm.item())
@@ -539,208 +591,6 @@ class REINFORCE(BaseAlgorithm):
         self.logger.record("time/time_elapsed", seconds, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
-
-    # ------------------------------------------------------------------------------- save and load
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def save(self, path: checkpoint.Target, exclude: Any = None, include: Any = None) -> None:
-        """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
-
-        It holds what shapes the rest of the run: weights of policy and start model, optimiser,
-        counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
-
-        Args:
-            path: a file, `.zip` is added; or a binary stream.
-            exclude, include: SB3's, not supported.
-
-        Raises:
-            ValueError: for `exclude` or `include`.
-        """
-        if exclude or include:
-            raise ValueError(
-                "exclude and include are not supported: a checkpoint holds all it needs"
-            )
-        arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
-        if callable(arguments["learning_rate"]):
-            arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
-        kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
-        groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
-        rows = [] if self.env is None else self.env.get_attr("np_random")
-        data = {
-            "arguments": arguments,
-            "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
-            "observation_length": self.observation_space.shape[0],  # type: ignore[index]
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "optimizer_groups": groups,
-            "prompt_generator": self._prompt_generator.bit_generator.state,
-            "random_state": self._random_state or checkpoint.random_state(rows),
-        }
-        tensors = {
-            "policy": dict(self.policy.state_dict()),
-            "optimizer": optimizer,
-            "reference": dict(self.reference.state_dict()),
-            "baseline": {} if self._ema is None else {"ema": self._ema},
-        }
-        checkpoint.write(path, data, tensors)
-
-    @classmethod
-    def load(
-        cls,
-        path: checkpoint.Target,
-        env: GymEnv | VectorEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        policy_class: type[GPT2Policy] = GPT2Policy,
-        **arguments: Any,
-    ) -> REINFORCE:
-        """Loads a checkpoint of `save`; no pickled code is run.
-
-        `learn(..., reset_num_timesteps=False)` then goes on as if the run had not been interrupted.
-
-        Args:
-            path: the file, with or without `.zip`, or a binary stream.
-            env: the environment to go on with; None: for `predict` alone.
-            device: where to put the model.
-            custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others
-                change nothing.
-            policy_class: the class of the policy.
-            **arguments: replace the constructor's arguments that the checkpoint holds.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or made for another vocabulary or observation.
-        """
-        if custom_objects:
-            raise ValueError("custom_objects is not supported: pass arguments by their names")
-        data, tensors = checkpoint.read(path)
-        if unknown := sorted(set(arguments) - set(cls.ARGUMENTS) - {"tensorboard_log", "verbose"}):
-            raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
-        merged = {**data["arguments"], **arguments}
-        if merged["learning_rate"] is None:
-            raise ValueError(
-                "the checkpoint's learning_rate was a function, which isn't stored: pass it again,"
-                " REINFORCE.load(..., learning_rate=...)"
-            )
-        model = cls(
-            policy_class,
-            env,
-            device=device,
-            policy_kwargs=data["policy_kwargs"],
-            _init_setup_model=False,
-            **merged,
-        )
-        length, size = data["observation_length"], data["policy_kwargs"]["config"]["vocab_size"]
-        if env is None:
-            model.observation_space = spaces.Box(0, size, (length,), np.int64)
-            model.action_space = spaces.Discrete(size)
-            model.n_envs = 1
-        else:
-            model._check_vocabulary(GPT2Config.from_dict(data["policy_kwargs"]["config"]))
-            if model.observation_space.shape != (length,):
-                raise ValueError(
-                    f"the checkpoint's observations hold {length} tokens, env's"
-                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"  # type: ignore[index]
-                    " trained with"
-                )
-        model._setup_model()
-        model._freeze_reference()
-        model._load_weights(data, tensors)
-        model.reference.load_state_dict(tensors["reference"])
-        for name, value in data["counters"].items():
-            setattr(model, name, value)
-        model._ema = tensors["baseline"].get("ema")
-        model._prompt_generator.bit_generator.state = data["prompt_generator"]
-        model._random_state = data["random_state"]
-        return model
-
-    def set_parameters(
-        self,
-        load_path_or_dict: checkpoint.Target | dict[str, Any],
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
-        if isinstance(load_path_or_dict, dict):
-            return super().set_parameters(load_path_or_dict, exact_match, device)
-        return self._load_weights(*checkpoint.read(load_path_or_dict))
-
-    def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        theirs, ours = data["policy_kwargs"]["config"], self.policy.config.to_dict()
-        theirs = GPT2Config.from_dict(theirs).to_dict()
-        if differences := [name for name in ours if ours[name] != theirs.get(name)]:
-            text = ", ".join(
-                f"{n}" if n == "token_ids" else f"{n} {theirs.get(n)} instead of {ours[n]}"
-                for n in differences
-            )
-            raise ValueError(f"the checkpoint is of another GPT-2: it has another {text}")
-        self.policy.load_state_dict(tensors["policy"])
-        state = checkpoint.optimizer_state_dict(data["optimizer_groups"], tensors["optimizer"])
-        self.policy.optimizer.load_state_dict(state)
-
-    def _restore_random_state(self) -> None:
-        """Puts every generator where the checkpoint found it, once."""
-        if self._random_state is None or self.env is None:
-            return
-        state, self._random_state = self._random_state, None
-        checkpoint.set_random_state(state)
-        rows = self.env.get_attr("np_random")
-        if len(rows) != len(state["generators"]):
-            self.logger.warn(
-                f"the checkpoint has {len(state['generators'])} rows, env {len(rows)}: its rows draw"
-                " their prompts anew, and the run is not the uninterrupted one"
-            )
-            return
-        for row, (generator, saved) in enumerate(zip(rows, state["generators"], strict=True)):
-            generator.bit_generator.state = saved
-            # Rows in other processes answer with copies.
-            if self.env.get_attr("np_random", [row])[0].bit_generator.state != saved:
-                self.env.set_attr("np_random", generator, [row])
-
-
-_COUNTERS = (
-    "num_timesteps",
-    "_n_updates",
-    "_first_update",
-    "_episode_num",
-    "_current_progress_remaining",
-)
-
-
-class _ProgressBar(ProgressBarCallback):
-    """SB3's bar, which counts rows; ours counts written tokens, or updates."""
-
-    def __init__(self, total_updates: int | None) -> None:
-        super().__init__()
-        self._total = total_updates
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        if self._total is not None:
-            self.pbar.reset(self._total)
-        self._seen = self._count()
-
-    def _count(self) -> int:
-        return self.model._n_updates if self._total is not None else self.model.num_timesteps
-
-    def _on_step(self) -> bool:
-        if self._total is None:
-            self._move()
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self._move()
-
-    def _on_training_end(self) -> None:
-        self._move()
-        super()._on_training_end()
-
-    def _move(self) -> None:
-        self.pbar.update(self._count() - self._seen)
-        self._seen = self._count()
 
 
 def _check(value: str, name: str, choices: tuple[str, ...]) -> None:

@@ -20,7 +20,7 @@ class SB3VecEnv(VecEnv):
     `reset(options={"reset_mask": ...})`.
 
     >>> import gymnasium as gym, text_sentiment_env
-    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=8, sentiment_model="vader")
+    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=8)
     >>> SB3VecEnv(envs).reset().shape
     (8, 20)
     """

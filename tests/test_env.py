@@ -397,3 +397,15 @@ def test_step_before_reset_and_after_the_end():
 def test_bad_reset_options(options, message):
     with pytest.raises(ValueError, match=message):
         make(prompts=["good"]).reset(options=options)
+
+
+def test_the_default_judge_is_the_bundled_one():
+    env = gym.make("TextSentiment-v0").unwrapped
+    _, info = write(
+        env, [*env.vocabulary.encode("the movie was really great!"), env.vocabulary.end_index]
+    )
+    assert info["sentiment"] > 0.8
+    _, info = write(
+        env, [*env.vocabulary.encode("great great joy perfect"), env.vocabulary.end_index]
+    )
+    assert abs(info["sentiment"]) < 0.3

@@ -2,7 +2,7 @@
 
 >>> import gymnasium as gym
 >>> import text_sentiment_env
->>> gym.make("TextSentiment-v0", sentiment_model="vader").action_space
+>>> gym.make("TextSentiment-v0").action_space
 Discrete(100)
 """
 

@@ -145,8 +145,9 @@ def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
     """Makes a sentiment model by name.
 
     Args:
-        name: `"vader"` (the word list of vaderSentiment) or a Hugging Face sequence-classification id or local directory.
-        **options: for a Hugging Face model: `device` (`"auto"`), `dtype` (`"float32"`), `batch_size`
+        name: `"bundled"` (the network in this package, which gives word salad no credit), `"vader"` (the
+            word list of vaderSentiment), or a Hugging Face sequence-classification id or directory.
+        **options: for the bundled judge: `device` (`"cpu"`); for a Hugging Face model: `device` (`"auto"`), `dtype` (`"float32"`), `batch_size`
             (64), `local_files_only` (False), `revision`.
 
     Returns:
@@ -157,6 +158,10 @@ def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
         OSError: when the hub can't be reached; the message says how to go on without one.
         ValueError: when the model's labels can't be understood.
     """
+    if name == "bundled":
+        from text_sentiment_env.judge import Judge
+
+        return Judge(**options)
     if name == "vader":
         return VaderSentiment(**options)
     return HuggingFaceSentiment(name, **options)

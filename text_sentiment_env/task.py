@@ -21,7 +21,6 @@ from text_sentiment_env.vocabulary import Vocabulary
 Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
 
-DEFAULT_SENTIMENT_MODEL = "vader"
 _RESERVED = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
 
 
@@ -34,7 +33,7 @@ class TextSentimentTask:
         vocabulary: str | Sequence[str] | Vocabulary = "small",
         max_tokens: int = 20,
         prompts: Sequence[str] | str | os.PathLike[str] | None = None,
-        sentiment_model: str | SentimentModel = DEFAULT_SENTIMENT_MODEL,
+        sentiment_model: str | SentimentModel = "bundled",
         reward_type: str = "graded",
         target: str = "positive",
         length_penalty: float = 0.5,
@@ -146,13 +145,16 @@ class TextSentimentTask:
             return rewards, term, {}
         generated = [self._generated(rows[i], starts[i]) for i in finished]
         lengths = np.array([len(tokens) for tokens in generated])
-        short_or_long = np.abs(lengths - lengths.clip(*self.target_length)) / self.max_tokens
-        repeated = np.array([_repeated_bigrams(tokens) for tokens in generated])
+        low, high = self.target_length
+        outside = np.maximum(low - lengths, 0) + np.maximum(lengths - high, 0)
+        repeated = np.zeros(len(finished))
+        if self.repetition_penalty:
+            repeated[:] = [_repeated_bigrams(tokens) for tokens in generated]
         final_texts = [texts[i] for i in finished]
         info: dict[str, npt.NDArray[Any]] = {
             "text": np.array([*final_texts, None], object)[:-1],  # None keeps numpy from guessing
             "sentiment": sentiment[finished],
-            "length_penalty": self.length_penalty * short_or_long,
+            "length_penalty": self.length_penalty * outside / self.max_tokens,
             "repetition_penalty": self.repetition_penalty * repeated,
             "length": lengths,
         }
@@ -207,7 +209,7 @@ def _load_judge(sentiment_model: str | os.PathLike[str] | SentimentModel) -> Sen
         return shared_sentiment_model(os.fspath(sentiment_model))
     if not callable(sentiment_model):
         raise ValueError(
-            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'vader', a"
+            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'bundled', 'vader', a"
             " Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
         )
     return sentiment_model

@@ -28,7 +28,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
 
     >>> import gymnasium as gym
     >>> import text_sentiment_env
-    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=3, sentiment_model="vader")
+    >>> envs = gym.make_vec("TextSentiment-v0", num_envs=3)
     >>> observations, infos = envs.reset(seed=0)
     >>> observations.shape
     (3, 20)
@@ -265,8 +265,9 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             self._potentials[judged] = potentials
         infos: Infos = {}
         for name, values in ends.items():
-            empty = None if values.dtype == object else 0
-            infos[name] = np.full(self.num_envs, empty, values.dtype)
+            infos[name] = np.zeros(self.num_envs, values.dtype)
+            if values.dtype == object:
+                infos[name][:] = None
             infos[name][terminated] = values
             infos[f"_{name}"] = terminated.copy()
         if self.render_mode == "human" and ends:

@@ -1,0 +1,39 @@
+"""The progress bar of REINFORCE."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.callbacks import ProgressBarCallback
+
+
+class ProgressBar(ProgressBarCallback):
+    """SB3's bar, which counts rows; ours counts written tokens, or updates."""
+
+    def __init__(self, total_updates: int | None) -> None:
+        """Counts to `total_updates`; None: to the tokens that `learn` was given."""
+        super().__init__()
+        self._total = total_updates
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        if self._total is not None:
+            self.pbar.reset(self._total)
+        self._seen = self._count()
+
+    def _count(self) -> int:
+        return self.model._n_updates if self._total is not None else self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        if self._total is None:
+            self._move()
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._move()
+
+    def _on_training_end(self) -> None:
+        self._move()
+        super()._on_training_end()
+
+    def _move(self) -> None:
+        self.pbar.update(self._count() - self._seen)
+        self._seen = self._count()
