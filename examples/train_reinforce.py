@@ -43,7 +43,7 @@ OUR_JUDGES = ("vader", "bundled")
 # What a preset changes of the flags' defaults, which are those of "reviews".
 PRESETS: dict[str, dict[str, Any]] = {
     "reviews": {},
-    "small": {"vocabulary": "small", "learning_rate": 3e-4, "kl_coef": 0.05, "updates": 80},
+    "small": {"vocabulary": "small", "learning_rate": 3e-4, "kl_coef": 0.1},
     "scratch": {
         "vocabulary": "small",
         "model": "random",
@@ -85,7 +85,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default="ddp",
         help="under torchrun: each process has the whole model, or a part of it",
     )
-    add("--updates", type=int, default=100, help="gradient steps in all, earlier ones included")
+    add("--updates", type=int, default=80, help="gradient steps in all, earlier ones included")
     add(
         "--save-every",
         type=int,
@@ -188,7 +188,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--kl-coef",
         type=float,
-        default=0.02,
+        default=0.03,
         help="β, weight of the divergence from the start model",
     )
     add("--kl-estimator", choices=KL_ESTIMATORS, default="k1", help="in the reward, or in the loss")
