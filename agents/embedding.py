@@ -58,6 +58,7 @@ class TokenEmbedding(BaseFeaturesExtractor):
 
         Raises:
             TypeError: for observations in half precision.
+            ValueError: for numbers that are no ids, as a wrapper that scales observations makes them.
         """
         if observations.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
@@ -65,6 +66,11 @@ class TokenEmbedding(BaseFeaturesExtractor):
                 " integers or float32, and begin half precision behind this extractor"
             )
         ids = observations.long()
+        if not ((observations == ids) & (ids >= 0) & (ids <= self.pad)).all():
+            raise ValueError(
+                f"observations hold numbers that are no ids in 0 ... {self.pad}: take off the wrapper"
+                " that scales them (VecNormalize needs norm_obs=False)"
+            )
         written = ids != self.pad
         length = written.sum(1)
         places = length[:, None] - 1 - torch.arange(self.n_last, device=ids.device)
