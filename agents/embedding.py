@@ -58,7 +58,7 @@ class TokenEmbedding(BaseFeaturesExtractor):
 
         Raises:
             TypeError: for observations in half precision.
-            ValueError: for numbers that are no ids, as a wrapper that scales observations makes them.
+            ValueError: for numbers that are no ids, as a wrapper that scales observations makes of them.
         """
         if observations.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(
@@ -66,15 +66,16 @@ class TokenEmbedding(BaseFeaturesExtractor):
                 " integers or float32, and begin half precision behind this extractor"
             )
         ids = observations.long()
-        if not ((observations == ids) & (ids >= 0) & (ids <= self.pad)).all():
-            raise ValueError(
-                f"observations hold numbers that are no ids in 0 ... {self.pad}: take off the wrapper"
-                " that scales them (VecNormalize needs norm_obs=False)"
-            )
         written = ids != self.pad
         length = written.sum(1)
         places = length[:, None] - 1 - torch.arange(self.n_last, device=ids.device)
         last = ids.gather(1, places.clamp(min=0)).masked_fill(places < 0, self.pad)
-        total = (self.tokens(ids) * written[..., None]).sum(1)
+        try:
+            total = (self.tokens(ids) * written[..., None]).sum(1)
+        except IndexError:
+            raise ValueError(
+                f"observations hold numbers outside 0 ... {self.pad}: take off the wrapper that scales"
+                " them (VecNormalize needs norm_obs=False)"
+            ) from None
         mean = total / length.clamp(min=1)[:, None]
         return torch.cat([self.tokens(last).flatten(1), mean, self.lengths(length)], 1)
