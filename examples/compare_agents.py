@@ -55,7 +55,7 @@ PPO_ARGUMENTS: dict[str, Any] = {
     **{"n_steps": 128, "batch_size": 256, "n_epochs": 4, "gamma": 1.0, "ent_coef": 0.01},
 }
 REINFORCE_ARGUMENTS: dict[str, Any] = {
-    **{"policy": GPT2Policy, "ent_coef": 0.01, "normalize_advantage": True, "learning_rate": 1e-3},
+    **{"policy": GPT2Policy, "ent_coef": 0.01, "learning_rate": 1e-3},
 }
 # Algorithm and arguments; nothing here differs between seeds.
 AGENTS: dict[str, tuple[Callable[..., Any] | None, dict[str, Any]]] = {

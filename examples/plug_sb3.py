@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> float:
     print(f"mean reward of 100 fresh texts: {reward:+.3f}, standard deviation {deviation:.3f}")
     if args.save:
         model.save(args.save)
-    return float(reward)
+    return float(reward)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
