@@ -53,9 +53,10 @@ class GPT2Config:
     eos_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: change one"
@@ -172,11 +173,22 @@ class KVCache:
                 f"ids holds {len(positions)} rows but the cache is read at {len(where)}: pass"
                 " cache_rows, the cache's row for each row of ids"
             )
+        on_cpu = positions.device.type == "cpu"  # elsewhere a look at the values would be a sync
+        reach = positions.shape[1] if prefill else int(positions.max()) + 1 if on_cpu else 1
+        if reach > self.max_length:
+            raise ValueError(
+                f"positions reach {reach - 1}, the cache holds max_length={self.max_length}: make"
+                " a longer one"
+            )
         if prefill:
             return Slots(where[:, None], positions, rows, None, None)
-        on_cpu = positions.device.type == "cpu"  # elsewhere a look at the values would be a sync
         if length is None:
-            length = int(positions.max()) + 1 if on_cpu else self.max_length
+            length = reach if on_cpu else self.max_length
+        elif not reach <= length <= self.max_length:
+            raise ValueError(
+                f"cache_length={length} must lie between the largest position + 1 and the cache's"
+                f" max_length={self.max_length}"
+            )
         stored = torch.arange(length, device=positions.device)
         mask = stored <= positions[:, None, :, None]  # (B, 1, S, L)
         sees_all = on_cpu and bool(mask.all())  # rows in step, one new token: the usual rollout
@@ -347,6 +359,8 @@ class GPT2(nn.Module):
         """
         if ids.dtype != torch.int64:
             raise TypeError(f"ids is of {ids.dtype}: token ids must be torch.int64")
+        if ids.ndim != 2:
+            raise ValueError(f"ids has shape {tuple(ids.shape)}: it must be (B, S), rows of tokens")
         if ids.shape[1] > self.config.n_positions:
             raise ValueError(
                 f"ids holds {ids.shape[1]} positions, the model reads n_positions="
@@ -423,18 +437,9 @@ class GPT2(nn.Module):
             ValueError: for a text longer than `n_positions`, or an argument out of range.
         """
         B, T = ids.shape
-        if T < 1 or max_new_tokens < 1 or T + max_new_tokens - 1 > self.config.n_positions:
-            raise ValueError(
-                f"ids of {T} positions and max_new_tokens={max_new_tokens} do not fit the model:"
-                f" both are at least 1, and n_positions={self.config.n_positions} holds all tokens"
-                " but the last"
-            )
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be above 0: pass greedy=True for 0")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k={top_k} must be at least 1, or None for all tokens")
         end = self.end_index if end_index is None else end_index
         lengths = torch.full((B,), T, device=ids.device) if lengths is None else lengths
+        self._check_generate(ids, max_new_tokens, temperature, top_k, lengths, end)
         cache = self.new_cache(B, T + max_new_tokens - 1)
         new = torch.full((B, max_new_tokens), -1 if end is None else end, device=ids.device)
         live = torch.arange(B, device=ids.device)  # the rows that have not ended
@@ -461,6 +466,37 @@ class GPT2(nn.Module):
                 cache_rows=live if len(live) < B else None,
             )[:, 0]
         return new
+
+    def _check_generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        lengths: Tensor,
+        end: int | None,
+    ) -> None:
+        B, T = ids.shape
+        n_positions, vocab_size = self.config.n_positions, self.config.vocab_size
+        if T < 1 or max_new_tokens < 1 or T + max_new_tokens - 1 > n_positions:
+            raise ValueError(
+                f"ids of {T} positions and max_new_tokens={max_new_tokens} do not fit the model:"
+                f" both are at least 1, and n_positions={n_positions} holds all tokens but the last"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be above 0: pass greedy=True for 0")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k} must be at least 1, or None for all tokens")
+        if lengths.shape != (B,) or not bool(((lengths >= 1) & (lengths <= T)).all()):
+            raise ValueError(
+                f"lengths holds {lengths.tolist()[:8]}: it must hold, for each of the {B} rows of"
+                f" ids, how many of its {T} positions are the prompt, at least 1"
+            )
+        if end is not None and not -1 <= end < vocab_size:
+            raise ValueError(
+                f"end_index={end} must be a row of the vocabulary, in [0, {vocab_size}), or -1 for"
+                " texts that do not end"
+            )
 
     def restrict(self, token_ids: Iterable[int]) -> GPT2:
         """A new model of only these GPT-2 tokens: its softmax is this one's, given the subset.
@@ -519,7 +555,11 @@ class GPT2(nn.Module):
         config_file = locate("config.json")
         if config_file is None:
             raise FileNotFoundError(f"{name_or_path} holds no config.json: is it a model's folder?")
-        config = GPT2Config.from_dict(json.loads(config_file.read_text("utf-8")))
+        try:
+            values = json.loads(config_file.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{config_file} is damaged or truncated: fetch it again") from error
+        config = GPT2Config.from_dict(values)
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
         weights = _read_weights(locate, str(name_or_path), allow_pickle)
@@ -530,7 +570,8 @@ class GPT2(nn.Module):
     ) -> None:
         """Writes config.json and model.safetensors, for transformers or `from_pretrained`.
 
-        Each file is written under a temporary name and renamed: never half a file under its name.
+        Both files are written under temporary names before either is renamed: a save that fails
+        leaves an earlier one as it was.
 
         Args:
             directory: made if missing.
@@ -546,10 +587,12 @@ class GPT2(nn.Module):
             for name, tensor in self.state_dict().items()
         }
         config = self.config.to_dict() | {"torch_dtype": str(dtype).removeprefix("torch.")}
-        with _replacing(folder / "model.safetensors") as file:
-            save_file(weights, file, metadata={"format": "pt"})
-        with _replacing(folder / "config.json") as file:
-            file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        with (
+            _replacing(folder / "config.json") as config_file,
+            _replacing(folder / "model.safetensors") as weights_file,
+        ):
+            config_file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+            save_file(weights, weights_file, metadata={"format": "pt"})
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:
@@ -585,7 +628,7 @@ def sample(
     Raises:
         ValueError: for NaN, infinity, or a row of only -inf (on a GPU not checked: it would wait).
     """
-    p = _at_least_float32(logits).softmax(-1).flatten(0, -2)  # (B, V)
+    p = _at_least_float32(logits).softmax(-1).reshape(-1, logits.shape[-1])  # (B, V)
     if u is None:
         u = torch.rand(logits.shape[:-1], dtype=torch.float64, device=p.device, generator=generator)
     V = p.shape[-1]
@@ -611,7 +654,7 @@ def _first_above(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     target = torch.minimum(target, torch.nextafter(reached.amax(-1, True), target.new_zeros(())))
     index = (reached > target).to(torch.uint8).argmax(-1, keepdim=True)
     before = cumulative.gather(1, index) - weights.gather(1, index)
-    return index, target - before
+    return index, (target - before).clamp(min=0)  # rounding may not lead in front of the entry
 
 
 def _locator(
@@ -676,8 +719,8 @@ def _read_weights(
     for file in files:
         if file is None:
             raise FileNotFoundError(
-                f"{name} holds no model.safetensors: if it holds a pytorch_model.bin that you"
-                " trust, pass allow_pickle=True"
+                f"{name} holds no model.safetensors, or none could be fetched: if it holds a"
+                " pytorch_model.bin that you trust, pass allow_pickle=True"
             )
         try:
             weights |= load_file(file)
@@ -717,15 +760,16 @@ def _import_weights(
         )
     state = {}
     for name, meta in expected.items():
-        tensor = given[name].t() if _is_conv1d(name) else given[name]
-        if tensor.shape != meta.shape:
+        tensor, shape = given[name], meta.t().shape if _is_conv1d(name) else meta.shape
+        if tensor.shape != shape:
             raise ValueError(
-                f"{name} has shape {tuple(given[name].shape)}, the config makes it"
-                f" {tuple(meta.t().shape if _is_conv1d(name) else meta.shape)}: config.json and the"
-                " weights are of different models"
+                f"{name} has shape {tuple(tensor.shape)}, the config makes it {tuple(shape)}:"
+                " config.json and the weights are of different models"
             )
         # A copy, for the loaded tensors share the file's memory map.
-        state[name] = torch.empty(meta.shape, dtype=dtype).copy_(tensor)
+        state[name] = torch.empty(meta.shape, dtype=dtype).copy_(
+            tensor.t() if _is_conv1d(name) else tensor
+        )
     return state
 
 

@@ -294,11 +294,17 @@ class PrefixCache:
         self.held = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
         self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.tokens_read = self.tokens_reused = 0
+        # Where the weights are looked up each time: `gpt2.parameters()` walks the modules for longer
+        # than a small model takes to decode a token.
+        self._places: list[tuple[Any, str]] = [
+            (module._parameters, name) for module in gpt2.modules() for name in module._parameters
+        ]
         self._weights: tuple[int, ...] = ()
 
     def forget_if_changed(self) -> None:
         """Empties the cache if a weight was written or replaced since the last call."""
-        weights = tuple(x for p in self.gpt2.parameters() for x in (p._version, p.data_ptr()))
+        parameters = [module[name] for module, name in self._places]
+        weights = tuple(x for p in parameters for x in (p._version, p.data_ptr()))
         if weights != self._weights:
             self._weights = weights
             self.lengths.zero_()

@@ -40,19 +40,26 @@ from text_sentiment_env import SentimentModel, load_sentiment_model
 HERE = Path(__file__).parent
 OUR_JUDGES = ("vader", "bundled")
 
-# What a preset changes of the flags' defaults, which are those of "small".
+# What a preset changes of the flags' defaults, which are those of "reviews".
 PRESETS: dict[str, dict[str, Any]] = {
-    "small": {},
+    "reviews": {},
+    "small": {"vocabulary": "small", "kl_coef": 0.1},
+    "scratch": {
+        "vocabulary": "small",
+        "model": "random",
+        "sentiment_model": "vader",
+        "learning_rate": 1e-3,
+        "lr_decay": "constant",
+        "kl_coef": 0.0,
+        "ent_coef": 0.01,
+    },
     "gpt2": {
         "model": "gpt2",
         "vocabulary": "gpt2",
         "prompts": str(HERE / "review_openings.txt"),
         "sentiment_model": "distilbert-base-uncased-finetuned-sst-2-english",
         "max_tokens": 24,
-        "kl_coef": 0.05,
-        "ent_coef": 0.0,
         "learning_rate": 1e-5,
-        "lr_decay": "linear",
         "warmup_updates": 10,
         "updates": 500,
         "num_envs": 128,
@@ -66,12 +73,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=_Formatter, allow_abbrev=False
     )
     add = parser.add_argument_group("run").add_argument
-    add("--preset", choices=PRESETS, default="small", help="sets the defaults of all other flags")
+    add("--preset", choices=PRESETS, default="reviews", help="sets the defaults of all other flags")
     add("--out", help="folder to write to; default runs/PRESET-seedN, numbered if it is taken")
     add("--resume", action="store_true", help="go on from --out's last checkpoint")
     add("--seed", type=int, default=0, help="of everything random")
     add("--device", default="auto", help="cpu, cuda, cuda:1...; auto: cuda if there is one")
-    add("--updates", type=int, default=100, help="gradient steps in all, earlier ones included")
+    add("--updates", type=int, default=80, help="gradient steps in all, earlier ones included")
     add(
         "--save-every",
         type=int,
@@ -91,14 +98,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("environment").add_argument
     add("--num-envs", type=int, default=64, metavar="N", help="texts written per update")
-    add("--vocabulary", default="small", help="small, reviews, or gpt2")
+    add("--vocabulary", default="reviews", help="small, reviews, or gpt2")
     add("--max-tokens", type=int, default=20, help="the most tokens a text may have")
     add("--prompts", metavar="FILE", help="openings, one a line; none: texts from the start")
     add(
         "--sentiment-model",
-        default="vader",
+        default="bundled",
         metavar="NAME|DIR",
-        help="the judge: vader, a Hugging Face classifier's id or directory",
+        help="the judge: bundled, vader, a Hugging Face classifier's id or directory",
     )
     add(
         "--reward-type",
@@ -136,9 +143,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("model").add_argument
     add(
         "--model",
-        default="random",
+        default="reviews",
         metavar="NAME|DIR",
-        help="start model: a GPT-2 of the Hugging Face hub, a directory, or random",
+        help="start model: reviews, a GPT-2 of the Hugging Face hub, a directory, or random",
     )
     add("--n-layer", type=int, default=2, help="of a random model")
     add("--n-head", type=int, default=4, help="of a random model")
@@ -146,8 +153,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="auto: bf16 on CUDA")
 
     add = parser.add_argument_group("REINFORCE").add_argument
-    add("--learning-rate", type=float, default=1e-3, help="AdamW's")
-    add("--lr-decay", choices=LR_DECAYS, default="constant", help="over --updates")
+    add("--learning-rate", type=float, default=5e-4, help="AdamW's")
+    add("--lr-decay", choices=LR_DECAYS, default="linear", help="over --updates")
     add(
         "--warmup-updates", type=int, default=0, metavar="N", help="updates of rising learning rate"
     )
@@ -169,12 +176,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="to mean 0 and deviation 1 over the batch",
     )
-    add("--ent-coef", type=float, default=0.01, help="weight of the entropy bonus")
+    add("--ent-coef", type=float, default=0.0, help="weight of the entropy bonus")
     add("--vf-coef", type=float, default=0.5, help="weight of the value loss, for --baseline value")
     add(
         "--kl-coef",
         type=float,
-        default=0.0,
+        default=0.05,
         help="β, weight of the divergence from the start model",
     )
     add("--kl-estimator", choices=KL_ESTIMATORS, default="k1", help="in the reward, or in the loss")

@@ -477,7 +477,7 @@ def test_pretrained_weights_are_restricted_and_frozen_as_reference():
     full = GPT2(GPT2Config(n_positions=16, n_embd=8, n_layer=1, n_head=1))
     envs = make_envs()
     model = REINFORCE(GPT2Policy, envs, pretrained=full, learning_rate=1e-2, seed=0)
-    ids = torch.as_tensor(envs.vocabulary.token_ids)
+    ids = torch.tensor(envs.vocabulary.token_ids.tolist())
     assert torch.equal(model.policy.gpt2.wte.weight, full.wte.weight[ids])
     model.learn(20)
     assert torch.equal(model.reference.wte.weight, full.wte.weight[ids])

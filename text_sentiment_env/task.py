@@ -145,13 +145,16 @@ class TextSentimentTask:
             return rewards, term, {}
         generated = [self._generated(rows[i], starts[i]) for i in finished]
         lengths = np.array([len(tokens) for tokens in generated])
-        short_or_long = np.abs(lengths - lengths.clip(*self.target_length)) / self.max_tokens
-        repeated = np.array([_repeated_bigrams(tokens) for tokens in generated])
+        low, high = self.target_length
+        outside = np.maximum(low - lengths, 0) + np.maximum(lengths - high, 0)
+        repeated = np.zeros(len(finished))
+        if self.repetition_penalty:
+            repeated[:] = [_repeated_bigrams(tokens) for tokens in generated]
         final_texts = [texts[i] for i in finished]
         info: dict[str, npt.NDArray[Any]] = {
             "text": np.array([*final_texts, None], object)[:-1],  # None keeps numpy from guessing
             "sentiment": sentiment[finished],
-            "length_penalty": self.length_penalty * short_or_long,
+            "length_penalty": self.length_penalty * outside / self.max_tokens,
             "repetition_penalty": self.repetition_penalty * repeated,
             "length": lengths,
         }

@@ -265,8 +265,9 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             self._potentials[judged] = potentials
         infos: Infos = {}
         for name, values in ends.items():
-            empty = None if values.dtype == object else 0
-            infos[name] = np.full(self.num_envs, empty, values.dtype)
+            infos[name] = np.zeros(self.num_envs, values.dtype)
+            if values.dtype == object:
+                infos[name][:] = None
             infos[name][terminated] = values
             infos[f"_{name}"] = terminated.copy()
         if self.render_mode == "human" and ends:

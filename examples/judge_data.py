@@ -1,0 +1,188 @@
+"""The data sets that the judge learns from, and the large classifier that labels them."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+_DETOKENISE = [
+    (r"`` ?", '"'),
+    (r" ?''", '"'),
+    (r" (n't|'s|'re|'ve|'ll|'d|'m)\b", r"\1"),
+    (r" ([,.;:?!%)\]}])", r"\1"),
+    (r"([(\[{$#]) ", r"\1"),
+    (r"\bi\b", "I"),
+]
+
+
+def detokenise(text: str) -> str:
+    """Treebank text as people write it: `do n't like it .` becomes `Don't like it.`."""
+    for pattern, replacement in _DETOKENISE:
+        text = re.sub(pattern, replacement, text)
+    return re.sub(r"((?:^|[.!?] )\W*)([a-z])", lambda m: m[1] + m[2].upper(), text)
+
+
+def sentences(review: str) -> Iterator[str]:
+    """The sentences of 3 to 30 words of a review."""
+    for sentence in re.split(r"(?<=[.!?])[\"')]*\s+", re.sub(r"(<br />)+", " ", review)):
+        words = sentence.split()
+        if 3 <= len(words) <= 30:
+            yield " ".join(words)
+
+
+def read_sst2(data: Path | None, split: str) -> list[tuple[str, int]]:
+    """SST-2's sentences with their labels; `split` is train, dev or test."""
+    if data is None:
+        name = {"dev": "validation"}.get(split, split)
+        rows = _load_dataset("stanfordnlp/sst2")[name]
+        # GLUE hides the labels of its test sentences (-1): then there is nothing to measure.
+        return [(row["sentence"].strip(), row["label"]) for row in rows if row["label"] >= 0]
+    with lzma.open(data / f"sst2_{split}.tsv.xz", "rt", encoding="utf8") as file:
+        next(file)
+        return [
+            (text, int(label)) for text, label in (line.rstrip("\n").split("\t") for line in file)
+        ]
+
+
+def read_imdb(data: Path | None) -> Iterator[tuple[str, int]]:
+    """The training and the unlabelled reviews of IMDb, with 0, 1 or -1."""
+    for split in ("train", "unsup" if data else "unsupervised"):
+        if data is None:
+            yield from (
+                (row["text"], row["label"]) for row in _load_dataset("stanfordnlp/imdb")[split]
+            )
+        else:
+            with lzma.open(data / f"imdb_{split}.jsonl.xz", "rt", encoding="utf8") as file:
+                yield from ((row["text"], row["label"]) for row in map(json.loads, file))
+
+
+def _load_dataset(name: str) -> Any:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise SystemExit(
+            "Without --data DIR the data sets come from the hub: pip install datasets"
+        ) from error
+    return load_dataset(name)
+
+
+def vary(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """New texts in the style of the old: words masked or exchanged, pieces cut out or joined.
+
+    The idea of Tang et al. (2019), "Distilling Task-Specific Knowledge from BERT into Simple Neural
+    Networks": the teacher knows the label of any text, so the few sentences of a style can be made
+    many. The texts need no sense.
+    """
+    long = [words for words in (text.split() for text in texts) if len(words) >= 5]
+    new: dict[str, None] = {}  # in order, each once
+    while len(new) < count:
+        words = list(rng.choice(long))
+        if rng.random() < 0.4:  # one sentence's head with another's tail
+            other = rng.choice(long)
+            words = words[: rng.randint(2, len(words))]
+            words += rng.choice([[], ["but"], ["and"], [","], [", but"], ["--"]])
+            words += other[rng.randrange(len(other) - 1) :]
+        elif rng.random() < 0.3:
+            start = rng.randrange(len(words) - 3)
+            words = words[start : start + rng.randint(3, len(words))]
+        share = rng.choice([0.0, 0.1, 0.2])
+        for i in range(len(words)):
+            if rng.random() < share:
+                words[i] = rng.choice(rng.choice(long)) if rng.random() < 0.7 else ""
+        text = " ".join(" ".join(words[:30]).split())
+        if text:
+            new[text] = None
+    return list(new)
+
+
+class Corpus(NamedTuple):
+    """Texts and what is known about them."""
+
+    texts: list[str]
+    label: npt.NDArray[np.float32]  # 0, 1 or NaN
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[str, int]]) -> Corpus:
+        """From texts with 0, 1 or -1 (unknown)."""
+        labels = np.array([label for _, label in rows], np.float32)
+        return cls([text for text, _ in rows], np.where(labels < 0, np.float32(np.nan), labels))
+
+
+def read_corpus(data: Path | None, count: int, seed: int) -> dict[str, Corpus]:
+    """SST-2's training texts, and `count` different sentences of IMDb."""
+    found: dict[str, int] = {}
+    for review, label in tqdm(read_imdb(data), desc="reviews", total=75_000):
+        for sentence in sentences(review):
+            found.setdefault(sentence, label)
+    imdb = list(found.items())
+    random.Random(seed).shuffle(imdb)
+    return {"sst2": Corpus.of(read_sst2(data, "train")), "imdb": Corpus.of(imdb[:count])}
+
+
+class Teacher:
+    """A Hugging Face classifier: its log-odds of "positive", and its state for a text."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name)
+        self.model = model.to(device, torch.bfloat16).eval()
+        labels = {str(label).lower(): i for i, label in model.config.id2label.items()}
+        if not {"positive", "negative"} <= labels.keys():
+            raise SystemExit(
+                f"--teacher {name}: its labels {sorted(labels)} hold no positive/negative"
+            )
+        self.positive, self.negative = labels["positive"], labels["negative"]
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        ids = self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        while order:
+            count = max(1, min(256, 6144 // len(ids[order[0]])))
+            batch, order = order[:count], order[count:]
+            padded = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
+            yield batch, padded.to(self.model.device)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The log-odds of positive for each text."""
+        out = np.zeros(len(texts), np.float32)
+        for batch, inputs in self._batches(texts):
+            logits = self.model(**inputs).logits.float()
+            out[batch] = (logits[:, self.positive] - logits[:, self.negative]).cpu().numpy()
+        return out
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The mean of the last hidden states over each text."""
+        out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
+        for batch, inputs in self._batches(texts):
+            hidden = self.model.base_model(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][..., None]
+            out[batch] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+        return out
+
+
+def label_corpus(
+    teacher: Callable[[Sequence[str]], npt.NDArray[np.float32]], texts: Sequence[str], folder: Path
+) -> npt.NDArray[np.float32]:
+    """The teacher's log-odds, in shards of 20,000 that survive an interruption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for start in tqdm(range(0, len(texts), 20_000), desc=f"labels {folder.name}"):
+        path = folder / f"{start // 20_000:04d}.npy"
+        if not path.exists():
+            np.save(path, teacher(texts[start : start + 20_000]))
+        shards.append(np.load(path))
+    return np.concatenate(shards)

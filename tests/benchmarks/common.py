@@ -1,0 +1,47 @@
+"""Timing contenders side by side: interleaved in one process, compared by the median of their ratios."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def interleave(
+    contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each contender's rounds, run in turn A B A B … so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(warmup + rounds):
+        for name, run in contenders.items():
+            began = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(ours: list[float], rival: list[float]) -> tuple[float, float, float]:
+    """Median, least and largest of rival / ours, round by round: above 1 we are faster."""
+    ratios = [b / a for a, b in zip(ours, rival, strict=True)]
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def report(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Prints a table that can be pasted into markdown."""
+    table = Table(*columns, title=title, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+
+
+def setting() -> str:
+    """The machine, for the caption."""
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads"

@@ -1,0 +1,154 @@
+"""The script that makes the judge: its parts, and all its stages on texts made by program."""
+
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from text_sentiment_env.judge import PAD, UNKNOWN, Judge, SentimentNetwork, Tokenizer
+from text_sentiment_env.judge import repetition as batch_repetition
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+script = importlib.import_module("train_sentiment_model")
+judge_data = importlib.import_module("judge_data")
+judge_hunt = importlib.import_module("judge_hunt")
+judge_texts = importlib.import_module("judge_texts")
+
+CASES = json.loads((Path(__file__).parent / "judge_cases.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("published", "plain"),
+    [
+        ("do n't like it .", "Don't like it."),
+        ("it 's slow -- very , very slow .", "It's slow -- very, very slow."),
+        ("`` great '' , i said . good !", '"Great", I said. Good!'),
+        ("a film ( of sorts )", "A film (of sorts)"),
+    ],
+)
+def test_detokenise(published: str, plain: str) -> None:
+    assert judge_data.detokenise(published) == plain
+
+
+def test_sentences_of_a_review() -> None:
+    review = (
+        'I saw it.<br /><br />Good! "It works well," she said. '
+        + "word " * 31
+        + ". The end is good."
+    )
+    assert list(judge_data.sentences(review)) == [
+        "I saw it.",
+        '"It works well," she said.',
+        "The end is good.",
+    ]
+
+
+def test_labelled_texts_follow_the_seed_and_hold_no_test_case() -> None:
+    texts = judge_texts.labelled(20_000, random.Random(0))
+    assert texts == judge_texts.labelled(20_000, random.Random(0))
+    cases = {t for family in CASES.values() for group in family.values() for t in group}
+    normal = {Tokenizer.normalise(case).strip(" .!") for case in cases if len(case.split()) > 1}
+    found = {Tokenizer.normalise(text).strip(" .!") for text, _ in texts} & normal
+    assert not found
+    for text, target in texts:
+        assert 0 < target < 1
+        assert text
+        assert "{" not in text
+
+
+def test_every_kind_of_salad_is_long_and_follows_the_seed() -> None:
+    pool = ["The acting is really good.", "I love this old film and its music."]
+    for kind in judge_texts.SALADS:
+        texts = [kind(random.Random(i), pool) for i in range(50)]
+        assert texts == [kind(random.Random(i), pool) for i in range(50)]
+        assert min(len(text.split()) for text in texts) >= 3
+
+
+def test_a_loss_ignores_what_no_target_is_given_for() -> None:
+    network = SentimentNetwork(10, 8, 8)
+    ids = torch.tensor([[2, 3, 4], [5, 6, PAD]])
+    nothing = np.full(2, np.nan, np.float32)
+    only = script.Samples(["", ""], nothing, np.array([1, np.nan], np.float32))
+    loss = script.loss_of(network, ids, only, np.arange(2))
+    loss.backward()
+    assert loss > 0
+    assert network.sentiment[-1].weight.grad is None or not network.sentiment[-1].weight.grad.any()
+    assert network.readable[-1].weight.grad.any()
+
+
+def test_repetition_by_batch_is_repetition_by_row() -> None:
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 3, 12):
+        row = rng.integers(2, 6, length)
+        padded = torch.tensor([[*row, *[PAD] * 3]])
+        tokens, pairs, _ = batch_repetition(padded, torch.tensor([[length]]))[0].tolist()
+        by_row = judge_hunt.repetition(row.tolist())
+        assert tokens == pytest.approx(by_row[0])
+        assert pairs == pytest.approx(by_row[1] * max(0, length - 1) / length)
+    assert not batch_repetition(torch.tensor([[UNKNOWN] * 4]), torch.tensor([[4]])).any()
+
+
+def test_finds_teach_by_the_start_models_opinion() -> None:
+    finds = [
+        judge_hunt.Find("This is a good film.", 0.9, 2.0, 4.0, 0.0, 0.0),
+        judge_hunt.Find("good a good a good", 0.9, 6.5, 9.0, 0.6, 0.5),
+        judge_hunt.Find("This is good it of.", 0.9, 4.0, 11.0, 0.0, 0.0),
+        judge_hunt.Find("This is somewhat odd of it.", 0.9, 3.0, 9.0, 0.0, 0.0),
+    ]
+    assert script.read_finds(finds, usual_nll=3.0).readable.tolist()[:3] == [1, 0, 0]
+    assert np.isnan(script.read_finds(finds, usual_nll=3.0).readable[3])
+
+
+def test_calibration_changes_no_sign_and_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    network, tokenizer = SentimentNetwork(100, 8, 8), Tokenizer(range(100))
+    with torch.no_grad():
+        network.sentiment[-1].weight *= 50
+    rows = [("abc", 1), ("bcd", 0), ("cde", 1), ("def", 1)]
+    ids = torch.from_numpy(script.pad(tokenizer([text for text, _ in rows])))
+    before = network(ids)[0]
+    temperature = script.calibrate(network, tokenizer, rows)
+    torch.testing.assert_close(network(ids)[0] * temperature, before)
+
+
+def test_all_stages_run(tmp_path: Path) -> None:
+    """By command, hunts included."""
+    command = [sys.executable, str(EXAMPLES / "train_sentiment_model.py"), "--smoke"]
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # not installed in a checkout
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, env=environment)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"round 0", "hunt 1", "round 1", "hunt 2", "final"} <= report.keys()
+    assert report["hunt 1"]["reviews"]["perplexity"] > 1
+    scores = Judge(directory=tmp_path)(["a good film", "a bad film"])
+    assert np.isfinite(scores).all()
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(folder: str) -> bytes:
+        out = tmp_path / folder
+        script.main(["--smoke", "--hunt-rounds", "0", "--threads", "1", "--out", str(out)])
+        return (out / "judge.safetensors").read_bytes()
+
+    made_by_program, calls = script.made_by_program, []
+
+    def interrupting(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return made_by_program(*arguments)
+
+    whole = run("whole")
+    monkeypatch.setattr(script, "made_by_program", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run("interrupted")
+    assert run("interrupted") == whole
