@@ -242,7 +242,10 @@ def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str
                 path.with_suffix(".part").write_text(json.dumps(result), "utf-8")
                 path.with_suffix(".part").replace(path)
                 outcome = f"{result['reward']:+.3f}" if result["error"] is None else result["error"]
-                print(f"{i}/{len(missing)} {path.stem}: {outcome}, {result['seconds']:.0f} s")
+                print(
+                    f"{i}/{len(missing)} {path.stem}: {outcome}, {result['seconds']:.0f} s",
+                    flush=True,
+                )
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             sys.exit("stopped; the same command goes on from here")
