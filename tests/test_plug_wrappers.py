@@ -78,13 +78,32 @@ def test_vector_normalize_reward(mode):
     assert scaled.return_rms.var > 0
 
 
-@pytest.mark.parametrize("mode", AutoresetMode)
-def test_multi_discrete_view_of_the_vector_env(mode):
+def as_multi_discrete(env):
     """One line for agents that one-hot encode; the ids stay as they are."""
-    envs = make_vec(mode)
+    return TransformObservation(env, lambda obs: obs, spaces.MultiDiscrete([END + 2] * 6))
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_multi_discrete_view_of_vectorized_single_envs(mode):
+    view = gym.make_vec(
+        "TextSentiment-v0",
+        3,
+        vectorization_mode="sync",
+        vector_kwargs={"autoreset_mode": mode},
+        wrappers=[as_multi_discrete],
+        **ARGUMENTS,
+    )
+    for (obs, *_), (plain, *_) in zip(play(view), play(make_vec(mode)), strict=True):
+        assert obs in view.observation_space
+        assert (obs == plain).all()
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_multi_discrete_view_of_the_native_vector_env(mode):
+    """Gymnasium's vector observation wrappers know no SAME_STEP, whatever the environment."""
     space = spaces.MultiDiscrete([END + 2] * 6)
     view = vector.VectorizeTransformObservation(
-        envs, TransformObservation, func=lambda obs: obs, observation_space=space
+        make_vec(mode), TransformObservation, func=lambda obs: obs, observation_space=space
     )
     for (obs, *_), (plain, *_) in zip(play(view), play(make_vec(mode)), strict=True):
         assert obs in view.observation_space
@@ -92,9 +111,7 @@ def test_multi_discrete_view_of_the_vector_env(mode):
 
 
 def test_multi_discrete_view_trains_a_stock_mlp():
-    env = gym.make("TextSentiment-v0", **ARGUMENTS)
-    space = spaces.MultiDiscrete([END + 2] * 6)
-    env = TransformObservation(env, lambda obs: obs, space)
+    env = as_multi_discrete(gym.make("TextSentiment-v0", **ARGUMENTS))
     assert PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1).learn(16)
 
 
