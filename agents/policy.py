@@ -122,7 +122,15 @@ class GPT2Policy(ActorCriticPolicy):
         """GPT-2's input for observations (b, L): ids (b, 1 + L) and how many count, (b,).
 
         `<|endoftext|>` goes before the text and stands in for padding, which nothing looks at.
+
+        Raises:
+            TypeError: for observations that a wrapper has made floats of.
         """
+        if obs.is_floating_point():
+            raise TypeError(
+                f"observations are {obs.dtype}, but token ids are integers: take off the wrapper that"
+                " scales them (VecNormalize needs norm_obs=False)"
+            )
         end = self.config.vocab_size - 1
         obs = obs.long()
         padding = obs > end

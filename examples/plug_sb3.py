@@ -1,0 +1,108 @@
+"""Stock agents of stable-baselines3 and sb3-contrib on TextSentiment-v0.
+
+    pip install sb3-contrib
+    python examples/plug_sb3.py ppo                      # half a minute on one CPU core
+    python examples/plug_sb3.py ppo --policy gpt2        # a GPT-2 in the stock algorithm
+    python examples/plug_sb3.py dqn --tokens 50000 --save runs/dqn
+
+Agents: a2c, dqn, maskable (MaskablePPO), ppo, recurrent (RecurrentPPO), trpo.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import gymnasium as gym
+from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecMonitor
+
+import text_sentiment_env  # noqa: F401  (registers the id)
+from agents import GPT2Policy, SB3VecEnv, TokenEmbedding
+
+AGENTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a2c": (A2C, {"n_steps": 20}),
+    "dqn": (DQN, {"learning_starts": 1_000, "gradient_steps": 8}),
+    "maskable": (MaskablePPO, {"n_steps": 64, "batch_size": 256}),
+    "ppo": (PPO, {"n_steps": 64, "batch_size": 256}),
+    "recurrent": (RecurrentPPO, {"n_steps": 64, "batch_size": 256}),
+    "trpo": (TRPO, {"n_steps": 64, "batch_size": 256}),
+}
+
+
+def make_env(sentiment_model: str, num_envs: int = 16) -> VecMonitor:
+    """The native vector environment, as stable-baselines3 wants it."""
+    envs = gym.make_vec("TextSentiment-v0", num_envs=num_envs, sentiment_model=sentiment_model)
+    return VecMonitor(SB3VecEnv(envs), info_keywords=("sentiment",))
+
+
+class CacheReport(BaseCallback):
+    """Counts the tokens of the rollouts that GPT2Policy's prefix cache did not have to read again."""
+
+    read = reused = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:  # before the update, which empties the cache
+        cache = self.model.policy.prefix_cache(self.training_env.num_envs)  # type: ignore[operator]
+        self.read += cache.tokens_read
+        self.reused += cache.tokens_reused
+
+
+def main(argv: list[str] | None = None) -> float:
+    """Trains, evaluates, saves; returns the mean reward of 100 fresh texts."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("agent", choices=AGENTS, help="the algorithm")
+    add("--policy", choices=["mlp", "gpt2"], default="mlp", help="gpt2: for a2c and ppo (mlp)")
+    add("--tokens", type=int, default=20_000, help="what it may write in training (20,000)")
+    add("--sentiment-model", default="vader", help="the judge (vader)")
+    add("--learning-rate", type=float, default=1e-3, help="the optimiser's (1e-3)")
+    add("--seed", type=int, default=0, help="of everything random (0)")
+    add("--save", metavar="PATH", help="where to write the trained agent")
+    args = parser.parse_args(argv)
+    algorithm, arguments = AGENTS[args.agent]
+    policy: Any = "MlpLstmPolicy" if args.agent == "recurrent" else "MlpPolicy"
+    if args.policy == "gpt2":
+        if args.agent not in ("a2c", "ppo"):
+            parser.error(
+                f"--policy gpt2: {args.agent} takes no actor-critic policy; use a2c or ppo"
+            )
+        policy = GPT2Policy
+    else:
+        arguments = arguments | {
+            "policy_kwargs": {"features_extractor_class": TokenEmbedding, "net_arch": [128, 128]}
+        }
+    model = algorithm(
+        policy,
+        make_env(args.sentiment_model),
+        learning_rate=args.learning_rate,
+        gamma=1.0,
+        seed=args.seed,
+        **arguments,
+    )
+    report = CacheReport()
+    callbacks: list[BaseCallback] = [EvalCallback(make_env(args.sentiment_model), eval_freq=300)]
+    if args.policy == "gpt2":
+        callbacks.append(report)
+    model.learn(args.tokens, CallbackList(callbacks), progress_bar=True)
+    if report.read:
+        share = report.reused / (report.read + report.reused)
+        print(f"prefix cache: {share:.0%} of the tokens shown in rollouts were not read again")
+    reward, deviation = evaluate_policy(
+        model, make_env(args.sentiment_model), 100, deterministic=args.agent == "dqn"
+    )
+    print(f"mean reward of 100 fresh texts: {reward:+.3f}, standard deviation {deviation:.3f}")
+    if args.save:
+        model.save(args.save)
+    return float(reward)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
