@@ -20,6 +20,7 @@ sys.path.insert(0, str(EXAMPLES))
 script = importlib.import_module("train_sentiment_model")
 judge_data = importlib.import_module("judge_data")
 judge_hunt = importlib.import_module("judge_hunt")
+judge_training = importlib.import_module("judge_training")
 judge_texts = importlib.import_module("judge_texts")
 
 CASES = json.loads((Path(__file__).parent / "judge_cases.json").read_text("utf-8"))
@@ -77,7 +78,7 @@ def test_a_loss_ignores_what_no_target_is_given_for() -> None:
     ids = torch.tensor([[2, 3, 4], [5, 6, PAD]])
     nothing = np.full(2, np.nan, np.float32)
     only = script.Samples(["", ""], nothing, np.array([1, np.nan], np.float32))
-    loss = script.loss_of(network, ids, only, np.arange(2))
+    loss = judge_training.loss_of(network, ids, only, np.arange(2))
     loss.backward()
     assert loss > 0
     assert network.sentiment[-1].weight.grad is None or not network.sentiment[-1].weight.grad.any()

@@ -1,4 +1,4 @@
-"""The bundled judge: a 2.3-million-parameter network that reads a text and says how positive it is.
+"""The bundled judge: a 2.4-million-parameter network that reads a text and says how positive it is.
 
 It gives each text three probabilities: positive, negative, and *not a readable text*, so that a
 string of happy words earns as little as silence. `examples/train_sentiment_model.py` makes its
