@@ -300,7 +300,7 @@ def table(rows: list[dict[str, Any]], settings: dict[str, Any], args: argparse.N
             measures = [f"{row['sentiment']:+.2f}", f"{row['length']:.1f}"]
             measures.append(f"{row['distinct_texts']:.0%}")
         lost = f" ({row['without_reward']} without a reward)" if row["without_reward"] else ""
-        speed = f"{row['tokens_per_second']:,.0f}" if row["tokens_per_cpu_second"] else ""
+        speed = f"{row['tokens_per_cpu_second']:,.0f}" if row["tokens_per_cpu_second"] else ""
         cells = [row["agent"], reward, f"{row['failed']} of {row['seeds']}{lost}", *measures]
         cells += [f"{row['seconds']:.0f}", speed, f"{row['parameters']:,}"]
         lines.append("| " + " | ".join(cells) + " |")
