@@ -87,7 +87,9 @@ def read(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
                 )
             groups = [name for name in names if name.endswith(".safetensors")]
             return data, {
-                Path(name).stem: safetensors.torch.load(archive.read(name)) for name in groups
+                # In order: safetensors gives none, and ranks that handle them together need one.
+                Path(name).stem: dict(sorted(safetensors.torch.load(archive.read(name)).items()))
+                for name in groups
             }
     except (zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
         raise ValueError(

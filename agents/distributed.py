@@ -220,10 +220,9 @@ def as_part(tensor: Tensor, of: Tensor | None) -> Tensor:
     """What a rank keeps of a whole tensor: all, unless FSDP2 has split up its namesake `of`."""
     if not isinstance(of, DTensor) or tensor.shape != of.shape:
         return tensor
-    # Every rank holds the whole tensor, so none is sent: ranks may get here in different orders,
-    # since a safetensors file is read in no particular one.
-    device = tensor.to(of.device)
-    return distribute_tensor(device, of.device_mesh, of.placements, src_data_rank=None)
+    # Every rank holds the whole tensor: with src_data_rank=None nothing is sent.
+    own = tensor.to(of.device)
+    return distribute_tensor(own, of.device_mesh, of.placements, src_data_rank=None)
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
