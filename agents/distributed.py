@@ -171,7 +171,8 @@ def spread(policy: GPT2Policy, reference: GPT2, parallel: str, learn_values: boo
         for block in gpt2.h:
             fully_shard(block)
         fully_shard(module)
-    register_fsdp_forward_method(policy, "score")
+    for name in ("score", "write"):
+        register_fsdp_forward_method(policy, name)
     register_fsdp_forward_method(reference, "hidden")
     for group in policy.optimizer.param_groups:
         group["params"] = [policy.get_parameter(names[old]) for old in group["params"]]

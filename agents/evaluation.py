@@ -56,8 +56,9 @@ def evaluate(
             assert batch is not None
             keep = slice(0, n_episodes - len(rewards))
             texts, mask = batch.rows(keep)
-            now = policy.read_texts(texts, mask)[1]  # (N, V)
-            start = policy.read_texts(texts, mask, reference)[1]
+            now = policy.read_texts(texts, mask)
+            now = policy.gpt2.head(now).log_softmax(-1)  # (N, V)
+            start = reference.head(policy.read_texts(texts, mask, reference)).log_softmax(-1)
             p = now.exp()
             sums["entropy"] -= (p * now).sum().item()
             # Over all next tokens, not only the one drawn: the same mean, less noise, never below 0.

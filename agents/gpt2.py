@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
 
@@ -173,26 +174,30 @@ class KVCache:
                 f"ids holds {len(positions)} rows but the cache is read at {len(where)}: pass"
                 " cache_rows, the cache's row for each row of ids"
             )
-        on_cpu = positions.device.type == "cpu"  # elsewhere a look at the values would be a sync
-        reach = positions.shape[1] if prefill else int(positions.max()) + 1 if on_cpu else 1
+        known = _readable(positions)
+        size = positions.shape[1]
+        reach = size if prefill else int(positions.max()) + 1 if known else 1
         if reach > self.max_length:
             raise ValueError(
                 f"positions reach {reach - 1}, the cache holds max_length={self.max_length}: make"
                 " a longer one"
             )
+        in_step = prefill or (known and size == 1 and int(positions.min()) == reach - 1)
+        columns = slice(reach - size, reach) if in_step and rows is None else None
         if prefill:
-            return Slots(where[:, None], positions, rows, None, None)
+            return Slots(where[:, None], positions, columns, rows, None, None)
         if length is None:
-            length = reach if on_cpu else self.max_length
+            length = reach if known else self.max_length
         elif not reach <= length <= self.max_length:
             raise ValueError(
                 f"cache_length={length} must lie between the largest position + 1 and the cache's"
                 f" max_length={self.max_length}"
             )
+        if in_step and length == reach:  # one new token, which sees all: the usual rollout
+            return Slots(where[:, None], positions, columns, rows, length, None)
         stored = torch.arange(length, device=positions.device)
         mask = stored <= positions[:, None, :, None]  # (B, 1, S, L)
-        sees_all = on_cpu and bool(mask.all())  # rows in step, one new token: the usual rollout
-        return Slots(where[:, None], positions, rows, length, None if sees_all else mask)
+        return Slots(where[:, None], positions, columns, rows, length, mask)
 
 
 class Slots(NamedTuple):
@@ -200,6 +205,7 @@ class Slots(NamedTuple):
 
     write_rows: Tensor  # (B, 1)
     positions: Tensor  # (B, S)
+    columns: slice | None  # these positions, where all rows of the cache write to the same
     read_rows: Tensor | None  # (B,), or None: all rows, without a copy
     length: int | None  # stored positions to read, or None: only the pass's own, causally
     mask: Tensor | None  # (B, 1, S, L), or None: all of them
@@ -207,7 +213,10 @@ class Slots(NamedTuple):
     def update(self, stored: Tensor, new: Tensor) -> Tensor:
         """Writes `new` (B, H, S, D) into one layer's buffer, returns what the pass sees."""
         new = new.to(stored.dtype)
-        stored[self.write_rows, :, self.positions] = new.transpose(1, 2)
+        if self.columns is not None:
+            stored[:, :, self.columns] = new
+        else:
+            stored[self.write_rows, :, self.positions] = new.transpose(1, 2)
         if self.length is None:
             return new
         stored = stored[:, :, : self.length]  # (B, H, L, D)
@@ -286,6 +295,47 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class CUDAGraphs:
+    """Functions of CUDA tensors, replayed as CUDA graphs: launching small kernels takes longer than they.
+
+    A function may not look at a tensor's values. It is told apart by a key: run as it is the first time,
+    which warms up, captured the second, replayed from then on. The last few are kept.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self.most = most
+        self._calls: dict[Any, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor] | None] = {}
+
+    def run(self, key: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`function(*inputs)`; the same key means the same function, and inputs of the same shapes."""
+        if key not in self._calls:
+            if len(self._calls) == self.most:
+                self._calls.pop(next(iter(self._calls)))
+            self._calls[key] = None
+            return function(*inputs)
+        call = self._calls[key]
+        if call is None:
+            own, graph = tuple(x.clone() for x in inputs), torch.cuda.CUDAGraph()
+            # Weights that autocast has made half before are not part of the graph, nor are its own of
+            # use elsewhere.
+            torch.clear_autocast_cache()
+            with torch.cuda.graph(graph):
+                output = function(*own)
+            torch.clear_autocast_cache()
+            call = self._calls[key] = graph, own, output
+        graph, own, output = call
+        for mine, given in zip(own, inputs, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return output.clone()
+
+    def __deepcopy__(self, memo: Any) -> CUDAGraphs:
+        return CUDAGraphs(self.most)  # a copied model has other weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CUDAGraphs, (self.most,)
+
+
 class GPT2(nn.Module):
     """GPT-2 with its language-modelling head.
 
@@ -302,6 +352,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self._graphs = CUDAGraphs()
         # 2 * n_layer branches add to the residual stream: scaled so that its variance doesn't grow.
         residual_std = 0.02 / math.sqrt(2 * config.n_layer)
         for name, parameter in self.named_parameters():
@@ -384,6 +435,17 @@ class GPT2(nn.Module):
         weight = self.wte.weight if rows is None else self.wte.weight[rows]
         return F.linear(hidden, weight)
 
+    def log_probs(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of `tokens` (N,) int64 where the last layer is `hidden` (N, C), and entropies.
+
+        The same as a log-softmax of `head(hidden)`, but logits (N, V) that are large are never held as a
+        whole: they are made a few rows at a time, and made again for the gradient.
+
+        Returns:
+            Two float32 tensors of shape (N,); float64 for a model of double precision.
+        """
+        return _LogProbs.apply(hidden, self.wte.weight, tokens)
+
     def forward(
         self,
         ids: Tensor,
@@ -416,6 +478,7 @@ class GPT2(nn.Module):
         lengths: Tensor | None = None,
         end_index: int | None = None,
         generator: torch.Generator | None = None,
+        cuda_graph: bool = False,
     ) -> Tensor:
         """Continues each row until it ends or has `max_new_tokens` more tokens.
 
@@ -428,6 +491,8 @@ class GPT2(nn.Module):
             lengths: length of each prompt, (B,) int64; None: T.
             end_index: the row that ends a text; None: the model's own, if it has one; -1: none.
             generator: source of the one uniform number drawn per row and step.
+            cuda_graph: captures the whole generation as a CUDA graph when it is asked for a second
+                time, and replays it from then on: same sizes, settings and memory of the weights.
 
         Returns:
             The new tokens, (B, max_new_tokens) int64; `end_index` fills a row behind its end.
@@ -440,31 +505,65 @@ class GPT2(nn.Module):
         end = self.end_index if end_index is None else end_index
         lengths = torch.full((B,), T, device=ids.device) if lengths is None else lengths
         self._check_generate(ids, max_new_tokens, temperature, top_k, lengths, end)
+        # A number for every row and step, used or not, keeps the others' draws their own.
+        numbers: dict[str, Any] = {"dtype": torch.float64, "device": ids.device}
+        u = None if greedy else torch.rand(max_new_tokens, B, generator=generator, **numbers)
+        settings = max_new_tokens, temperature, top_k, end
+        if not cuda_graph:
+            return self._continue(ids, lengths, u, *settings)
+        if ids.device.type != "cuda":
+            raise ValueError(f"cuda_graph=True needs a CUDA device, and ids are on {ids.device}")
+        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        weights = tuple(parameter.data_ptr() for parameter in self.parameters())
+        return self._graphs.run(
+            (ids.shape, settings, greedy, half, weights),
+            lambda ids, lengths, u=None: self._continue(ids, lengths, u, *settings),
+            *((ids, lengths) if u is None else (ids, lengths, u)),
+        )
+
+    def _continue(
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        u: Tensor | None,
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        end: int | None,
+    ) -> Tensor:
+        """`generate`, drawing with the uniform numbers `u` (max_new_tokens, B), or greedily without."""
+        B, T = ids.shape
+        readable = _readable(ids)
         cache = self.new_cache(B, T + max_new_tokens - 1)
         new = torch.full((B, max_new_tokens), -1 if end is None else end, device=ids.device)
-        live = torch.arange(B, device=ids.device)  # the rows that have not ended
-        hidden = self.hidden(ids, cache=cache)[live, lengths - 1]  # (B, C)
+        rows = torch.arange(B, device=ids.device)
+        live: Tensor | None = None  # the rows that have not ended; None: all
+        hidden = self.hidden(ids, cache=cache)[rows, lengths - 1]  # (B, C)
         for step in range(max_new_tokens):
             logits = _at_least_float32(self.head(hidden))
-            if greedy:
+            if u is None:
                 token = logits.argmax(-1)
-            else:  # a number for every row, ended or not, keeps the others' draws their own
-                u = torch.rand(B, dtype=torch.float64, device=ids.device, generator=generator)
-                token = sample(warp(logits, temperature, top_k), u=u[live])
-            new[live, step] = token
+            else:
+                drawn = u[step] if live is None else u[step, live]
+                token = sample(warp(logits, temperature, top_k), u=drawn)
+            if live is None:
+                new[:, step] = token
+            else:
+                new[live, step] = token
             if step + 1 == max_new_tokens:
                 break
-            if end is not None:
-                goes_on = token != end
-                live, token = live[goes_on], token[goes_on]
+            # On a GPU all rows go on: to look which have ended would be to wait for it at every token.
+            if readable and end is not None and not bool((goes_on := token != end).all()):
+                live = (rows if live is None else live)[goes_on]
+                token = token[goes_on]
                 if not len(live):
                     break
-            hidden = self.hidden(
-                token[:, None],
-                (lengths[live] + step)[:, None],
-                cache=cache,
-                cache_rows=live if len(live) < B else None,
-            )[:, 0]
+            positions = (lengths if live is None else lengths[live]) + step
+            hidden = self.hidden(token[:, None], positions[:, None], cache=cache, cache_rows=live)
+            hidden = hidden[:, 0]
+        if not readable and end is not None:
+            ended = new == end
+            new.masked_fill_(ended.cumsum(1) > ended.long(), end)
         return new
 
     def _check_generate(
@@ -595,13 +694,83 @@ class GPT2(nn.Module):
             save_file(weights, weights_file, metadata={"format": "pt"})
 
 
+# Logits held at a time: 64 MB on a CPU; more on a GPU, where each part also passes over weight's gradient.
+_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+
+
+class _LogProbs(torch.autograd.Function):
+    """`GPT2.log_probs`: p = softmax(z), z = hidden · weightᵀ, a part of the rows at a time.
+
+    d log p_token / dz = onehot(token) - p, and d entropy / dz = -p (log p + entropy).
+    """
+
+    @staticmethod
+    def _parts(ctx: Any, rows: int, weight: Tensor) -> list[slice]:
+        size = max(1, _LOGITS[ctx.device] // len(weight))
+        return [slice(first, first + size) for first in range(0, rows, size)]
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.device = hidden.device.type
+        half = torch.is_autocast_enabled(ctx.device)
+        ctx.dtype = torch.get_autocast_dtype(ctx.device) if half else weight.dtype
+        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        log_prob = hidden.new_empty(len(hidden), dtype=_at_least_float32(h[:0]).dtype)
+        entropy = torch.empty_like(log_prob)
+        parts = _LogProbs._parts(ctx, len(hidden), weight)
+        log_p = None
+        for part in parts:
+            log_p = _at_least_float32(h[part] @ w.t()).log_softmax(-1)  # (n, V)
+            log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
+            # A batched product sums without a copy.
+            entropy[part] = -torch.bmm(log_p.exp()[:, None], log_p[:, :, None])[:, 0, 0]
+        ctx.save_for_backward(hidden, weight, tokens, entropy, log_p if len(parts) == 1 else None)
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, tokens, entropy, log_p = ctx.saved_tensors
+        if grad_log_prob is None:
+            grad_log_prob = torch.zeros_like(entropy)
+        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        parts = _LogProbs._parts(ctx, len(hidden), weight)
+        for part in parts:
+            if len(parts) > 1:
+                log_p = _at_least_float32(h[part] @ w.t()).log_softmax(-1)
+            grad_z = log_p.exp()
+            if grad_entropy is None:
+                grad_z *= -grad_log_prob[part, None]
+            else:
+                slope = grad_entropy[part, None]
+                grad_z *= -grad_log_prob[part, None] - slope * (log_p + entropy[part, None])
+            grad_z.scatter_add_(1, tokens[part, None], grad_log_prob[part, None])
+            grad_z = grad_z.to(ctx.dtype)
+            grad_hidden[part] = grad_z @ w
+            if grad_z.dtype == grad_weight.dtype:
+                grad_weight.addmm_(grad_z.t(), h[part])
+            else:
+                grad_weight += grad_z.t() @ h[part]
+        return grad_hidden, grad_weight, None
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether a look at the values is free; on a GPU it would wait for all that is under way."""
+    return x.device.type == "cpu"
+
+
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def warp(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
     """Logits (…, V) of the distribution that temperature and top-k sampling draw from."""
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest = logits.topk(top_k).values[..., -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
@@ -635,24 +804,32 @@ def sample(
     size = math.isqrt(V - 1) + 1
     whole = V - V % size
     blocks = p[:, :whole].unflatten(1, (-1, size)).sum(-1)
-    blocks = torch.cat([blocks, p[:, whole:].sum(-1, keepdim=True)], 1)
-    total = blocks.sum(-1, keepdim=True, dtype=torch.float64)
-    if p.device.type == "cpu" and not bool(total.isfinite().all()):
+    if whole < V:
+        blocks = torch.cat([blocks, p[:, whole:].sum(-1, keepdim=True)], 1)
+    cumulative = blocks.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    if _readable(p) and not math.isfinite(total.sum().item()):
         raise ValueError("logits holds NaN, infinity or a row of only -inf: nothing can be drawn")
-    block, rest = _first_above(blocks, u.reshape(-1, 1) * total)
+    block, rest = _first_above(blocks, cumulative, u.reshape(-1, 1) * total)
     columns = block * size + torch.arange(size, device=p.device)  # (B, size)
-    inside = p.gather(1, columns.clamp(max=V - 1)) * (columns < V)
-    index, _ = _first_above(inside, rest)
+    if whole < V:
+        inside = p.gather(1, columns.clamp(max=V - 1)) * (columns < V)
+    else:
+        inside = p.gather(1, columns)
+    index, _ = _first_above(inside, inside.cumsum(-1, dtype=torch.float64), rest)
     return (block * size + index).view(logits.shape[:-1])
 
 
-def _first_above(weights: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry of (B, N) whose cumulative sum exceeds target (B, 1), and the remainder."""
-    cumulative = weights.double().cumsum(-1)
-    reached = torch.where(weights > 0, cumulative, 0)  # an entry of weight 0 is never reached
+def _first_above(weights: Tensor, cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry of (B, N) whose cumulative sum exceeds target (B, 1), and the remainder.
+
+    Its weight is positive: where a sum first exceeds the target, it has grown.
+    """
     # Rounding may leave the target at or behind the end: then it is the last positive entry's.
-    target = torch.minimum(target, torch.nextafter(reached.amax(-1, True), target.new_zeros(())))
-    index = (reached > target).to(torch.uint8).argmax(-1, keepdim=True)
+    end = torch.nextafter(cumulative[:, -1:], target.new_zeros(()))
+    target = torch.minimum(target, end).contiguous()
+    index = torch.searchsorted(cumulative, target, right=True)
+    index = index.clamp(max=weights.shape[1] - 1)  # a GPU's NaN, for which see `sample`
     before = cumulative.gather(1, index) - weights.gather(1, index)
     return index, (target - before).clamp(min=0)  # rounding may not lead in front of the entry
 

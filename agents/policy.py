@@ -48,6 +48,7 @@ class GPT2Policy(ActorCriticPolicy):
         lr_schedule: Schedule,
         config: Mapping[str, Any] | GPT2Config | None = None,
         precision: str = "auto",
+        cuda_graphs: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
@@ -60,8 +61,9 @@ class GPT2Policy(ActorCriticPolicy):
             lr_schedule: learning rate as a function of the remaining progress.
             config: the GPT-2's shape, with `vocab_size` V; None: 2 layers of 64 channels.
             precision: `"fp32"`, `"bf16"` (autocast) or `"auto"`: bf16 on CUDA.
+            cuda_graphs: writes episodes on a GPU by replaying CUDA graphs.
             optimizer_class: AdamW decays matrices only, not biases, norms and the value head.
-            optimizer_kwargs: its other arguments; default no decay.
+            optimizer_kwargs: its other arguments; None: no decay, and AdamW's fused kernel.
             use_sde: for SB3's sake; must be False.
 
         Raises:
@@ -72,8 +74,11 @@ class GPT2Policy(ActorCriticPolicy):
             raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
         if use_sde:
             raise ValueError("use_sde=True: state-dependent exploration is for continuous actions")
-        self.precision = precision
+        self.precision, self.cuda_graphs = precision, cuda_graphs
         self._caches: dict[int, PrefixCache] = {}  # by batch size: an evaluation has its own
+        if optimizer_kwargs is None:
+            fused = {"fused": True} if optimizer_class is torch.optim.AdamW else {}
+            optimizer_kwargs = {"weight_decay": 0.0, **fused}
         super().__init__(
             observation_space,
             action_space,
@@ -81,9 +86,7 @@ class GPT2Policy(ActorCriticPolicy):
             net_arch=[],
             ortho_init=False,
             optimizer_class=optimizer_class,
-            optimizer_kwargs={"weight_decay": 0.0}
-            if optimizer_kwargs is None
-            else optimizer_kwargs,
+            optimizer_kwargs=optimizer_kwargs,
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -99,6 +102,11 @@ class GPT2Policy(ActorCriticPolicy):
         ]
         arguments = {"lr": lr_schedule(1), **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(groups, **arguments)
+        self.optimizer.register_step_post_hook(_mark_as_written)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.optimizer.register_step_post_hook(_mark_as_written)  # a copy comes without
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -107,6 +115,7 @@ class GPT2Policy(ActorCriticPolicy):
             "lr_schedule": self._dummy_schedule,
             "config": self.config.to_dict(),
             "precision": self.precision,
+            "cuda_graphs": self.cuda_graphs,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
@@ -137,24 +146,15 @@ class GPT2Policy(ActorCriticPolicy):
         ids = torch.cat([obs.new_full((len(obs), 1), end), obs.masked_fill(padding, end)], 1)
         return ids, 1 + (~padding).sum(1)
 
-    def read(self, obs: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The last layer at the end of each text, where the next token is decided.
+    def read(self, obs: Tensor) -> Tensor:
+        """The last layer at the end of each text, where the next token is decided: (B, L) to (B, C).
 
         Without gradients what an earlier call has read of a row is not read again.
-
-        Args:
-            obs: observations (B, L).
-            rows: which of them to read, bool (B,); None: all.
-
-        Returns:
-            Float32 (b, C) for the b rows read.
         """
         ids, lengths = self.as_ids(obs)
         with self.autocast():
             if not torch.is_grad_enabled():
-                return _full(self.prefix_cache(len(ids)).read(ids, lengths, rows))
-            if rows is not None:
-                ids, lengths = ids[rows], lengths[rows]
+                return _full(self.prefix_cache(len(ids)).read(ids, lengths))
             hidden = self.gpt2.hidden(ids[:, : int(lengths.max())])
             return _full(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
 
@@ -180,20 +180,17 @@ class GPT2Policy(ActorCriticPolicy):
 
     # --------------------------------------------------------------------- what SB3's loops call
 
-    def forward(
-        self, obs: Tensor, deterministic: bool = False, rows: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Writes the next token of each text.
 
         Args:
             obs: observations (B, L).
             deterministic: the likeliest token instead of a draw.
-            rows: which texts go on, bool (B,); None: all.
 
         Returns:
-            Actions (b,) int64, values (b, 1) and log-probabilities (b,), float32.
+            Actions (B,) int64, values (B, 1) and log-probabilities (B,), float32.
         """
-        hidden = self.read(obs, rows)
+        hidden = self.read(obs)
         logits = self._logits(hidden)
         actions = logits.argmax(-1) if deterministic else sample(logits)
         log_prob = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
@@ -205,9 +202,9 @@ class GPT2Policy(ActorCriticPolicy):
         """Values (b, 1), log-probabilities (b,) and entropies (b,) of actions (b,)."""
         assert isinstance(obs, Tensor)
         hidden = self.read(obs)
-        log_probs = self._logits(hidden).log_softmax(-1)
-        log_prob = log_probs.gather(1, actions.long()[:, None])[:, 0]
-        return self.value_head(hidden), log_prob, -(log_probs.exp() * log_probs).sum(-1)
+        with self.autocast():
+            log_prob, entropy = self.gpt2.log_probs(hidden, actions.long())
+        return self.value_head(hidden), log_prob, entropy
 
     def get_distribution(self, obs: PyTorchObs) -> CategoricalDistribution:
         """The distribution of the next token."""
@@ -226,6 +223,37 @@ class GPT2Policy(ActorCriticPolicy):
 
     # ------------------------------------------------------------------------- whole texts at once
 
+    def write(self, obs: Tensor, max_tokens: int, deterministic: bool = False) -> Tensor:
+        """Writes texts to their ends, all tokens of an episode in one go.
+
+        Args:
+            obs: observations (B, L).
+            max_tokens: the most tokens to add to each.
+            deterministic: the likeliest tokens instead of draws.
+
+        Returns:
+            The observations (B, L) that these tokens lead to.
+        """
+        ids, lengths = self.as_ids(obs)
+        L, end = obs.shape[1], self.config.vocab_size - 1
+        # The room for prompts rather than the longest one at hand: sizes that don't change.
+        width = max(1 + L - max_tokens, int(lengths.max()))
+        most = min(max_tokens, 1 + L - int(lengths.min()), self.config.n_positions + 1 - width)
+        with self.autocast():
+            new = self.gpt2.generate(
+                ids[:, :width],
+                most,
+                greedy=deterministic,
+                lengths=lengths,
+                end_index=end,
+                cuda_graph=self.cuda_graphs,
+            )
+        is_end = new == end
+        new = new.masked_fill(is_end.cumsum(1) > is_end.long(), end + 1)
+        places = lengths[:, None] - 1 + torch.arange(most, device=new.device)
+        texts = torch.cat([obs, obs.new_zeros(len(obs), most)], 1)  # the shorter reach behind L
+        return texts.scatter(1, places, new.to(obs.dtype))[:, :L]
+
     def score(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Scores:
         """Reads finished texts in one parallel pass and scores every written token.
 
@@ -237,17 +265,15 @@ class GPT2Policy(ActorCriticPolicy):
         Returns:
             `Scores`, each (B, L), with gradients where they are enabled.
         """
-        hidden, log_probs = self.read_texts(texts, mask, gpt2)
-        written = texts[mask].long()
-        log_prob = log_probs.gather(1, written[:, None])[:, 0]
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
+        hidden = self.read_texts(texts, mask, gpt2)
+        with self.autocast():
+            model = self.gpt2 if gpt2 is None else gpt2
+            log_prob, entropy = model.log_probs(hidden, texts[mask].long())
         values = self.value_head(hidden)[:, 0] if gpt2 is None else torch.zeros_like(entropy)
-        empty = torch.zeros(texts.shape, dtype=log_probs.dtype, device=texts.device)
+        empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
         return Scores(*(empty.masked_scatter(mask, x) for x in (log_prob, entropy, values)))
 
-    def read_texts(
-        self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def read_texts(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Tensor:
         """Reads finished texts in one parallel pass.
 
         Args:
@@ -256,17 +282,20 @@ class GPT2Policy(ActorCriticPolicy):
             gpt2: another model of the same vocabulary; None: this policy's.
 
         Returns:
-            At each place, row by row, the last layer (N, C) and the log-probabilities (N, V) of the
-            token to be written there, float32.
+            The last layer, float32 (N, C), where each of these tokens is decided, row by row.
         """
         model = self.gpt2 if gpt2 is None else gpt2
         ids, lengths = self.as_ids(texts)
         width = int(lengths.max()) - 1  # the last token decides nothing
         with self.autocast():
             # Only these places pass through the head: it is most of the work of a small model.
-            hidden = model.hidden(ids[:, :width])[mask[:, :width]]
-            logits = model.head(hidden)
-        return _full(hidden), _full(logits).log_softmax(-1)
+            return _full(model.hidden(ids[:, :width])[mask[:, :width]])
+
+
+def _mark_as_written(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Counts a step in the weights' versions, which fused kernels leave as they were."""
+    groups = optimizer.param_groups
+    torch.autograd.graph.increment_version([p for group in groups for p in group["params"]])
 
 
 def _full(x: Tensor) -> Tensor:
@@ -309,37 +338,28 @@ class PrefixCache:
             self._weights = weights
             self.lengths.zero_()
 
-    def read(self, ids: Tensor, lengths: Tensor, rows: Tensor | None = None) -> Tensor:
-        """The last layer at the end of texts.
-
-        Args:
-            ids: texts (B, T), each of its length, lengths (B,).
-            rows: which of them to read, bool (B,); None: all.
-
-        Returns:
-            (b, C) for the b rows read.
-        """
+    def read(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """The last layer at the end of texts: ids (B, T), each of its length, lengths (B,), to (B, C)."""
         T = min(ids.shape[1], self.held.shape[1])
         known = (ids[:, :T] == self.held[:, :T]) & (self._columns[:T] < self.lengths[:, None])
         # The last token is always read: its output is what is asked for.
         start = torch.minimum(known.long().cumprod(1).sum(1), lengths - 1)
         new = lengths - start
-        wanted = torch.ones_like(new, dtype=torch.bool) if rows is None else rows
-        extended = wanted & (new == 1)
+        extended = new == 1
         hidden = None
-        for group in (extended, wanted & ~extended):
+        for group in (extended, ~extended):
             if not bool(group.any()):
                 continue
             out = self._advance(ids, lengths, group, int(new[group].max()))
             if hidden is None:
                 hidden = out.new_empty(len(ids), out.shape[1])
             hidden[group] = out
-        assert hidden is not None, "no row to read"
-        self.held[wanted, :T] = ids[wanted, :T]
-        self.lengths[wanted] = lengths[wanted]
-        self.tokens_read += int(new[wanted].sum())
-        self.tokens_reused += int(start[wanted].sum())
-        return hidden if rows is None else hidden[rows]
+        assert hidden is not None, "no text to read"
+        self.held[:, :T] = ids[:, :T]
+        self.lengths = lengths
+        self.tokens_read += int(new.sum())
+        self.tokens_reused += int(start.sum())
+        return hidden
 
     def _advance(self, ids: Tensor, lengths: Tensor, group: Tensor, size: int) -> Tensor:
         """Reads the last `size` tokens of a group of texts; one that is shorter is read whole."""

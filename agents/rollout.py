@@ -36,8 +36,12 @@ def collect(
 ) -> Episodes | None:
     """Resets the environment and writes one text a row.
 
-    A row whose text has ended restarts, as SB3's rows do. It is then no longer read: it writes action
-    0, which ends nothing, so that its new text outlasts the others' and is dropped at the next reset.
+    The policy writes each text to its end in one go, and the environment is then shown one token after
+    another. That is the same as asking the policy at every step, as long as the environment's texts are
+    the tokens written; where it shows another text, or goes on behind the end, the rest is written anew.
+
+    A row whose text has ended restarts, as SB3's rows do. It then writes action 0, which ends nothing,
+    so that its new text outlasts the others' and is dropped at the next reset.
 
     Args:
         policy: what writes.
@@ -49,21 +53,24 @@ def collect(
         The episodes on the policy's device, or None if it was stopped.
     """
     obs = np.asarray(env.reset())
-    B = len(obs)
+    B, L = obs.shape
+    max_tokens = env.get_attr("max_tokens")[0] if env.has_attr("max_tokens") else L
+    pad = policy.config.vocab_size
     texts, mask, rewards = obs.copy(), np.zeros(obs.shape, bool), np.zeros(obs.shape, np.float32)
     infos: list[dict[str, Any]] = [{} for _ in range(B)]
-    lengths = (obs != policy.config.vocab_size).sum(1)
+    lengths = (obs != pad).sum(1)
+    draft = obs
     writing = np.ones(B, bool)
     while writing.any():
         rows = np.flatnonzero(writing)
-        chosen = None if len(rows) == B else torch.as_tensor(writing, device=policy.device)
-        with torch.no_grad():
-            shown = torch.as_tensor(obs, device=policy.device)
-            tokens = policy(shown, deterministic, rows=chosen)[0]
-        actions = np.zeros(B, np.int64)
-        actions[rows] = tokens.cpu().numpy()
-        obs, step_rewards, dones, step_infos = env.step(actions)  # type: ignore[assignment]
         places = rows, lengths[rows]
+        as_written = (draft == obs) | (obs == pad)
+        if (draft[places] == pad).any() or not as_written[rows].all():
+            shown = torch.as_tensor(obs, device=policy.device)
+            draft = policy.write(shown, max_tokens, deterministic).cpu().numpy()
+        actions = np.zeros(B, np.int64)
+        actions[rows] = draft[places]
+        obs, step_rewards, dones, step_infos = env.step(actions)  # type: ignore[assignment]
         texts[places], mask[places], rewards[places] = actions[rows], True, step_rewards[rows]
         lengths[rows] += 1
         for row in np.flatnonzero(writing & dones):

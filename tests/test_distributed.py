@@ -72,7 +72,7 @@ def make(path=None, **arguments):
         "policy_kwargs": {
             "config": GPT2Config(vocab_size=PAD, **TINY),
             # With a small eps AdamW makes a step of the float error of a gradient that is 0.
-            "optimizer_kwargs": {"eps": 1e-3, "weight_decay": 0.0},
+            "optimizer_kwargs": {"eps": 1e-3, "weight_decay": 0.0, "fused": True},
         },
         "seed": 3,
         **arguments,

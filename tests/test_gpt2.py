@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from gpt2_helpers import SIZE, SIZES, huggingface, ours, random_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agents.gpt2
 from agents.gpt2 import END_OF_TEXT_ID, GPT2, GPT2Config, KVCache, sample, warp
 
 EXACT = {"rtol": 0, "atol": 1e-9}  # for float64
@@ -433,3 +435,117 @@ def test_gpu_cache_and_generation_equal_the_cpus(cuda):
     u = torch.rand(1000, dtype=torch.float64)
     logits = torch.randn(1000, 50257, dtype=torch.float64)
     assert torch.equal(sample(logits.to(cuda), u=u.to(cuda)).cpu(), sample(logits, u=u))
+
+
+# ----------------------------------------------------------------------------- log-probabilities
+
+
+def plain_log_probs(gpt2, hidden, tokens):
+    log_p = gpt2.head(hidden).log_softmax(-1)
+    return log_p.gather(1, tokens[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("held", [1, 64, 10**6], ids=["row by row", "in parts", "at once"])
+@pytest.mark.parametrize("weights", [(1, 0), (0, 1), (1, 1)], ids=["log-prob", "entropy", "both"])
+def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(monkeypatch, held, weights):
+    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", held)
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double()
+    gpt2.wte.weight.data *= 30  # tokens far from equally likely
+    hidden = torch.randn(11, 16, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(23, (11,))
+    outcomes = []
+    for method in (GPT2.log_probs, plain_log_probs):
+        values = method(gpt2, hidden, tokens)
+        loss = sum(
+            w * (v * torch.linspace(-1, 2, 11)).sum() for w, v in zip(weights, values, strict=True)
+        )
+        outcomes.append([*values, *torch.autograd.grad(loss, (hidden, gpt2.wte.weight))])
+    torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
+
+
+def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision(monkeypatch):
+    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", 100)
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
+    hidden, tokens = torch.randn(9, 32, requires_grad=True), torch.randint(50, (9,))
+    exact = gpt2.log_probs(hidden, tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = gpt2.log_probs(hidden, tokens)
+    assert half[0].dtype == torch.float32
+    torch.testing.assert_close(half, exact, atol=0.02, rtol=0)
+    gradients = [torch.autograd.grad(x[0].sum(), gpt2.wte.weight)[0] for x in (half, exact)]
+    assert gradients[0].dtype == torch.float32
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0)
+
+
+# ------------------------------------------------------------------- generation where waiting is dear
+
+
+def generation(end=3, **arguments):
+    """A model of ragged prompts of which some end early, and what `generate` needs for them."""
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=12, n_positions=24, n_embd=16, n_layer=2, n_head=2))
+    gpt2.wte.weight.data *= 5
+    ids, lengths = torch.randint(12, (9, 5)), torch.randint(1, 6, (9,))
+    return gpt2, {
+        "ids": ids,
+        "lengths": lengths,
+        "max_new_tokens": 15,
+        "end_index": end,
+        **arguments,
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"greedy": True}, {"top_k": 4}, {"end": None}, {"end": -1}], ids=str
+)
+def test_generation_is_the_same_where_values_are_not_looked_at(monkeypatch, arguments):
+    """What a GPU does: no row is left out, all of the cache is looked at through a mask."""
+    greedy = "greedy" in arguments
+    gpt2, arguments = generation(**arguments)
+    torch.manual_seed(1)
+    expected = gpt2.generate(**arguments)
+    monkeypatch.setattr(agents.gpt2, "_readable", lambda x: False)
+    torch.manual_seed(1)
+    assert torch.equal(gpt2.generate(**arguments), expected)
+    if arguments["end_index"] == 3:
+        first = (expected == 3).long().argmax(1).tolist()
+        assert greedy or len(set(first)) > 3, "rows end at many places"
+
+
+def test_generation_on_a_device_looks_at_no_value(monkeypatch):
+    """Tensors of the meta device have none: a look, as would break a CUDA graph, is an error."""
+    gpt2, arguments = generation()
+    new_cache = functools.partial(KVCache, gpt2.config, device="meta")
+    monkeypatch.setattr(gpt2, "new_cache", new_cache)  # autocast knows of no such device
+    inputs = (arguments["ids"], arguments["lengths"], torch.rand(15, 9, dtype=torch.float64))
+    with torch.no_grad():
+        new = gpt2.to("meta")._continue(*(x.to("meta") for x in inputs), 15, 1.0, 4, 3)
+    assert new.shape == (9, 15)
+
+
+def test_a_cuda_graph_needs_cuda():
+    gpt2, arguments = generation()
+    with pytest.raises(ValueError, match="cuda_graph=True needs a CUDA device"):
+        gpt2.generate(**arguments, cuda_graph=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [False, True])
+def test_cuda_graph_generates_what_eager_does(half):
+    gpt2, arguments = generation()
+    gpt2 = gpt2.cuda()
+    arguments |= {name: arguments[name].cuda() for name in ("ids", "lengths")}
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        for _ in range(4):  # as it is, captured, replayed, and replayed with other weights
+            seed = torch.cuda.initial_seed() + 1
+            torch.cuda.manual_seed(seed)
+            expected = gpt2.generate(**arguments)
+            torch.cuda.manual_seed(seed)
+            assert torch.equal(gpt2.generate(**arguments, cuda_graph=True), expected)
+            with torch.no_grad():
+                gpt2.wpe.weight.mul_(-1)
+    copied = copy.deepcopy(gpt2)  # with graphs of its own
+    assert copied.generate(**arguments, cuda_graph=True).shape == expected.shape

@@ -141,6 +141,11 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         return self.task.vocabulary
 
     @property
+    def max_tokens(self) -> int:
+        """The most tokens of an episode."""
+        return self.task.max_tokens
+
+    @property
     def prompts(self) -> list[str]:
         """What `reset` draws from."""
         return self.task.prompts

@@ -101,6 +101,11 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         return self.task.vocabulary
 
     @property
+    def max_tokens(self) -> int:
+        """The most tokens of an episode."""
+        return self.task.max_tokens
+
+    @property
     def prompts(self) -> list[str]:
         """What `reset` draws from."""
         return self.task.prompts
