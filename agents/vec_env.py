@@ -63,27 +63,24 @@ class SB3VecEnv(VecEnv):
         """Observations, float32 rewards (B,), dones (B,), and a dict of information a row."""
         obs, rewards, terminated, truncated, infos = self.envs.step(self._actions)
         dones = np.logical_or(terminated, truncated)
-        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if not dones.any():
-            rows = _split(infos, self.num_envs)
-        elif self._resets_itself:
-            ends = _split(infos.pop("final_info"), self.num_envs)
-            for row, info in enumerate(_split(infos, self.num_envs)):
-                if dones[row]:
-                    rows[row] = {**ends[row], "terminal_observation": info.pop("final_obs")}
-                    self.reset_infos[row] = info
-                else:
-                    rows[row] = info
-        else:
-            rows = _split(infos, self.num_envs)
-            for row in np.flatnonzero(dones).tolist():
+        cut = np.logical_and(truncated, ~terminated).tolist()
+        rows: list[dict[str, Any]] = [{"TimeLimit.truncated": c} for c in cut]
+        ended = np.flatnonzero(dones).tolist()
+        if ended and self._resets_itself:
+            _fill(rows, infos.pop("final_info"))
+            final_obs = infos.pop("final_obs")
+            for row in ended:
+                rows[row]["terminal_observation"] = final_obs[row]
+        elif ended:
+            _fill(rows, infos)
+            for row in ended:
                 rows[row]["terminal_observation"] = obs[row].copy()
             obs, infos = self.envs.reset(options={"reset_mask": dones})
-            for row, info in enumerate(_split(infos, self.num_envs)):
-                if dones[row]:
-                    self.reset_infos[row] = info
-        for row, info in enumerate(rows):
-            info["TimeLimit.truncated"] = bool(truncated[row] and not terminated[row])
+        # What is left tells of the new episode where one has ended, and of this step elsewhere.
+        told = rows.copy()
+        for row in ended:
+            told[row] = self.reset_infos[row] = {}
+        _fill(told, infos)
         return obs, np.asarray(rewards, np.float32), dones, rows
 
     def close(self) -> None:
@@ -141,16 +138,21 @@ class SB3VecEnv(VecEnv):
 def _split(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """One dict a row of Gymnasium's dict of arrays with `_key` masks."""
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    _fill(rows, infos)
+    return rows
+
+
+def _fill(rows: list[dict[str, Any]], infos: dict[str, Any]) -> None:
+    """Gives each row its part of Gymnasium's dict of arrays with `_key` masks."""
     for key, values in infos.items():
         if key.startswith("_"):
             continue
         if isinstance(values, dict):
-            values = _split(values, num_envs)
+            values = _split(values, len(rows))
         elif isinstance(values, np.ndarray) and values.ndim == 1:
             values = values.tolist()  # Python scalars, as single environments return
-        for row in np.flatnonzero(infos[f"_{key}"]):
+        for row in np.flatnonzero(infos[f"_{key}"]).tolist():
             rows[row][key] = values[row]
-    return rows
 
 
 def _merge(options: list[dict[str, Any]]) -> dict[str, Any] | None:

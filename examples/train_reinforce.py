@@ -78,6 +78,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", help="folder to write to; default runs/PRESET-seedN, numbered if it is taken")
     add("--resume", action="store_true", help="go on from --out's last checkpoint")
     add("--seed", type=int, default=0, help="of everything random")
+    add("--cuda-graphs", action="store_true", help="write texts by replaying CUDA graphs")
     add("--device", default="auto", help="cpu, cuda, cuda:1...; auto: cuda if there is one")
     add(
         "--parallel",
@@ -263,17 +264,19 @@ def make_env(args: argparse.Namespace, judge: str | SentimentModel, num_envs: in
 
 
 def make_judge(args: argparse.Namespace) -> str | SentimentModel:
-    """The judge; a Hugging Face model goes where the policy is, in bf16 on CUDA."""
+    """The judge; a network goes where the policy is, one of Hugging Face in bf16 on CUDA."""
+    cuda = torch.cuda.is_available() if args.device == "auto" else args.device.startswith("cuda")
+    if args.sentiment_model == "bundled" and cuda:
+        return load_sentiment_model("bundled", device=args.device.replace("auto", "cuda"))
     if args.sentiment_model in OUR_JUDGES:
         return args.sentiment_model
-    cuda = torch.cuda.is_available() if args.device == "auto" else args.device.startswith("cuda")
     dtype = "bfloat16" if cuda else "float32"
     return load_sentiment_model(args.sentiment_model, device=args.device, dtype=dtype)
 
 
 def make_model(args: argparse.Namespace, env: SB3VecEnv) -> REINFORCE:
     """A new agent."""
-    policy_kwargs: dict[str, Any] = {}
+    policy_kwargs: dict[str, Any] = {"cuda_graphs": args.cuda_graphs}
     if args.model == "random":
         width = env.observation_space.shape[0]  # type: ignore[index]
         policy_kwargs["config"] = GPT2Config(

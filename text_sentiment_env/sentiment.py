@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,10 @@ class SentimentModel(Protocol):
 
 
 class VaderSentiment:
-    """The word-list judge of Hutto and Gilbert (2014): the compound score of vaderSentiment."""
+    """The word-list judge of Hutto and Gilbert (2014): the compound score of vaderSentiment.
+
+    It reads one text after the other, but none of the last 65,536 twice.
+    """
 
     def __init__(self) -> None:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -40,7 +43,11 @@ class VaderSentiment:
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """Compound scores in [-1, 1], float64 of shape (n,)."""
-        return np.array([self._analyzer.polarity_scores(text)["compound"] for text in texts])
+        return np.array([self._score(text) for text in texts])
+
+    @lru_cache(2**16)  # noqa: B019 - an analyzer is a few word lists, and most processes make one
+    def _score(self, text: str) -> float:
+        return self._analyzer.polarity_scores(text)["compound"]
 
 
 class HuggingFaceSentiment:
