@@ -11,6 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 
+def now() -> float:
+    """Seconds on a clock, read when the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    began = now()
+    run()
+    return now() - began
+
+
 def interleave(
     contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1
 ) -> dict[str, list[float]]:
@@ -18,12 +32,9 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(warmup + rounds):
         for name, run in contenders.items():
-            began = time.perf_counter()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            spent = timed(run)
             if number >= warmup:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(spent)
     return seconds
 
 
@@ -41,7 +52,8 @@ def report(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console(width=140).print(table)
 
 
-def setting() -> str:
+def setting(device: str | None = None) -> str:
     """The machine, for the caption."""
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    cuda = torch.cuda.is_available() and not str(device).startswith("cpu")
+    where = torch.cuda.get_device_name() if cuda else "CPU"
     return f"{where}, torch {torch.__version__}, {torch.get_num_threads()} threads"
