@@ -4,7 +4,7 @@ One axis at a time from a common base point, with the local log-log slope betwee
 counts the matrix products: per token 2 for each weight of the blocks and the head, and attention's 4·C·layers for each
 earlier token; a step costs four forward passes (policy, its backward pass of two, reference).
 
-python tests/benchmarks/bench_growth.py [--axes T B V size] [--max-seconds 10] [--out runs/growth]
+python tests/benchmarks/bench_growth.py [--axes T B V size] [--max-seconds 20] [--out runs/growth]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from text_sentiment_env import Vocabulary
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 
 class Point(NamedTuple):
@@ -154,6 +155,7 @@ def draw(axes: dict[str, list[tuple[float, Point, dict[str, float]]]], file: Pat
             panel.loglog(places, [last * flops for flops in theory], "--", color=color, alpha=0.6)
         panel.set(xlabel=TITLES[axis], title=f"cost over {TITLES[axis]}")
         panel.grid(alpha=0.3, which="both")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     first = panels if len(axes) == 1 else panels[0]
     first.set_ylabel("seconds (dashed: operations, through the last point)")
     first.legend()
@@ -167,7 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
-    parser.add_argument("--max-seconds", type=float, default=10, help="skips longer runs")
+    parser.add_argument("--max-seconds", type=float, default=20, help="skips longer runs")
     parser.add_argument("--max-gigabytes", type=float, default=8, help="skips larger steps")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

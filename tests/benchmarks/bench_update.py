@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -148,6 +147,8 @@ def peak_of(name: str, size: str, args: argparse.Namespace) -> tuple[float, floa
     def peak() -> float:
         if torch.device(args.device).type == "cuda":
             return torch.cuda.max_memory_allocated() / 2**20
+        import resource  # not on Windows
+
         kilo = 2**20 if sys.platform == "darwin" else 2**10  # there it is counted in bytes
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kilo
 
