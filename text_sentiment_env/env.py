@@ -167,10 +167,11 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         """
         super().reset(seed=seed)
         check_options(options, ("prompt",))
-        prompt, tokens = self.task.start(self.np_random, (options or {}).get("prompt"))
+        given = (options or {}).get("prompt")
+        prompt, tokens, self._start = self.task.start(self.np_random, given)
+        self._position = self._start
         self._tokens[:] = self.vocabulary.pad_index
         self._tokens[: len(tokens)] = tokens
-        self._start = self._position = len(tokens)
         self._potential = np.zeros(1)
         self._over = False
         if self.render_mode == "human":
@@ -210,12 +211,13 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         reward, info = 0.0, {}
         if self._over or self.task.shaping:
             rewards, self._potential, infos = self.task.reward(
-                [self._tokens[: self._position]], [self._start], [self._over], self._potential
+                self._tokens[None],
+                np.array([self._start]),
+                np.array([self._over]),
+                self._potential,
             )
             reward = float(rewards[0])
             info = {name: values.item() for name, values in infos.items()}
-        if not self.task.shaping:
-            self._potential = np.zeros(1)
         if self.render_mode == "human":
             self._print(action, reward)
         return self._tokens.copy(), reward, self._over, False, info

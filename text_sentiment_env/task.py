@@ -55,10 +55,14 @@ class TextSentimentTask:
         self.length_penalty = _not_negative("length_penalty", length_penalty)
         self.repetition_penalty = _not_negative("repetition_penalty", repetition_penalty)
         self.target_length = _length_range(target_length)
+        lengths = np.arange(self.max_tokens + 1)
+        outside = np.abs(lengths - lengths.clip(*self.target_length))
+        self._length_penalties = self.length_penalty * outside / self.max_tokens  # by length
         self.extra_terms = _terms(extra_terms)
         self.shaping = bool(shaping)
-        self._encoded = {prompt: self._encode(prompt) for prompt in self.prompts}
-        self.prompt_length = max(map(len, self._encoded.values()))
+        encoded = {prompt: self._encode(prompt) for prompt in self.prompts}
+        self.prompt_length = max(map(len, encoded.values()))
+        self._padded = {prompt: self._pad(tokens) for prompt, tokens in encoded.items()}
         self.sentiment_model = sentiment_model
         self._judge = _load_judge(sentiment_model)
 
@@ -86,8 +90,16 @@ class TextSentimentTask:
         except ValueError as error:
             raise ValueError(f"prompts holds {prompt!r}, which can't be encoded: {error}") from None
 
-    def start(self, generator: np.random.Generator, prompt: str | None) -> tuple[str, Tokens]:
-        """The prompt of a new episode and its tokens: the one given, else one drawn.
+    def _pad(self, tokens: Tokens) -> tuple[Tokens, int]:
+        padded = np.full(self.prompt_length, self.vocabulary.pad_index, np.int64)
+        padded[: len(tokens)] = tokens
+        return padded, len(tokens)
+
+    def start(self, generator: np.random.Generator, prompt: str | None) -> tuple[str, Tokens, int]:
+        """The prompt of a new episode: the one given, else one drawn.
+
+        Returns:
+            The prompt, its tokens, padded to the longest of `prompts`, and how many it has.
 
         Raises:
             ValueError: for a prompt that is not text, is outside the vocabulary or too long.
@@ -98,8 +110,7 @@ class TextSentimentTask:
             prompt = self.prompts[int(generator.integers(count)) if count > 1 else 0]
         if not isinstance(prompt, str):
             raise ValueError(f"options['prompt'] must be a string, got {prompt!r}")
-        tokens = self._encoded.get(prompt)
-        if tokens is None:
+        if prompt not in self._padded:
             tokens = self._encode(prompt)
             if len(tokens) > self.prompt_length:
                 raise ValueError(
@@ -107,7 +118,8 @@ class TextSentimentTask:
                     f" room for {self.prompt_length}, the longest of `prompts`: shorten it, or make"
                     " the environment with prompts=[...] that holds one as long"
                 )
-        return prompt, tokens
+            return prompt, *self._pad(tokens)
+        return prompt, *self._padded[prompt]
 
     # ---------------------------------------------------------------------------------- the rules
 
@@ -117,44 +129,46 @@ class TextSentimentTask:
 
     def reward(
         self,
-        rows: Sequence[Tokens],
-        starts: Sequence[int],
-        ended: Sequence[bool],
+        tokens: Tokens,
+        starts: Tokens,
+        ended: npt.NDArray[np.bool_],
         potential: Floats,
     ) -> tuple[Floats, Floats, dict[str, npt.NDArray[Any]]]:
         """Judges k texts in one call and sums the terms of their rewards.
 
         Args:
-            rows: each text's tokens, prompt included.
-            starts: the length of each one's prompt.
-            ended: which texts are finished; an unfinished one (dense shaping) gets only the increment
-                of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
+            tokens: the texts, prompts included, as their observations show them, int64 (k, L).
+            starts: the length of each one's prompt, int64 (k,).
+            ended: which texts are finished, bool (k,); an unfinished one (dense shaping) gets only the
+                increment of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
             potential: float64 (k,), the sentiment term already paid to each, 0 without shaping.
 
         Returns:
             Rewards (k,), the sentiment terms (k,), and the finished texts' info, arrays over them.
         """
-        texts = [self.vocabulary.decode(row) for row in rows]
+        texts = self.vocabulary.decode_batch(tokens)
         sentiment = self._sentiment(texts)
         term = np.sign(sentiment) if self.reward_type == "binary" else sentiment
         term = -term if self.target == "negative" else term
         rewards = term - potential
 
-        finished = [i for i, over in enumerate(ended) if over]
-        if not finished:
+        finished = ended.nonzero()[0]
+        if not len(finished):
             return rewards, term, {}
-        generated = [self._generated(rows[i], starts[i]) for i in finished]
-        lengths = np.array([len(tokens) for tokens in generated])
-        low, high = self.target_length
-        outside = np.maximum(low - lengths, 0) + np.maximum(lengths - high, 0)
+        final_texts = [texts[i] for i in finished]
+        final_tokens, final_starts = tokens[finished], starts[finished]
+        # <|endoftext|> and PAD are the two highest indices.
+        lengths = (final_tokens < self.vocabulary.end_index).sum(1) - final_starts
         repeated = np.zeros(len(finished))
         if self.repetition_penalty:
-            repeated[:] = [_repeated_bigrams(tokens) for tokens in generated]
-        final_texts = [texts[i] for i in finished]
+            repeated[:] = [
+                _repeated_bigrams(row[start : start + length])
+                for row, start, length in zip(final_tokens, final_starts, lengths, strict=True)
+            ]
         info: dict[str, npt.NDArray[Any]] = {
-            "text": np.array([*final_texts, None], object)[:-1],  # None keeps numpy from guessing
+            "text": np.array(final_texts, object),
             "sentiment": sentiment[finished],
-            "length_penalty": self.length_penalty * outside / self.max_tokens,
+            "length_penalty": self._length_penalties[lengths],
             "repetition_penalty": self.repetition_penalty * repeated,
             "length": lengths,
         }
@@ -163,10 +177,6 @@ class TextSentimentTask:
             info[name] = _scores(f"extra_terms[{name!r}]", function(final_texts), len(finished))
             rewards[finished] += info[name]
         return rewards, term, info
-
-    def _generated(self, row: Tokens, start: int) -> Tokens:
-        last = len(row) - 1
-        return row[start:last] if row[last] == self.vocabulary.end_index else row[start:]
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,); an empty text is neutral and isn't shown to the judge."""

@@ -17,6 +17,7 @@ from text_sentiment_env.task import Floats, TextSentimentTask, Tokens
 from text_sentiment_env.vocabulary import Vocabulary
 
 Mask = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.intp]
 Infos = dict[str, Any]
 
 
@@ -84,15 +85,16 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
-        self._generators: list[np.random.Generator | None] = [None] * num_envs
-        self._seeds: list[int] = [-1] * num_envs
+        seeded = [seeding.np_random() for _ in range(num_envs)]
+        self._generators = [generator for generator, _ in seeded]
+        self._seeds = [seed for _, seed in seeded]
         self._tokens = np.empty((num_envs, *self.task.observation_space.shape), np.int64)
         self._starts = np.zeros(num_envs, np.int64)
         self._positions = np.zeros(num_envs, np.int64)
         self._potentials = np.zeros(num_envs)
-        self._over = np.ones(num_envs, bool)
         self._rows = np.arange(num_envs)
-        self._no_prompts: list[str | None] = [None] * num_envs
+        self._ended = self._rows  # the rows without a text to go on with
+        self._no_prompts = [None] * num_envs
         self._began = False
 
     @property
@@ -113,19 +115,12 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Every row's generator, as Gymnasium's SyncVectorEnv gives them."""
-        return tuple(self._generator(row) for row in range(self.num_envs))
+        return tuple(self._generators)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Every row's seed; -1 for a generator that was set by hand."""
-        return tuple(self._seeds[row] for row in range(self.num_envs) if self._generator(row))
-
-    def _generator(self, row: int) -> np.random.Generator:
-        generator = self._generators[row]
-        if generator is None:
-            generator, self._seeds[row] = seeding.np_random()
-            self._generators[row] = generator
-        return generator
+        """Every row's seed."""
+        return tuple(self._seeds)
 
     # -------------------------------------------------------------------------------------- reset
 
@@ -155,26 +150,24 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         if isinstance(seed, int | np.integer):
             seed = [int(seed) + row for row in range(self.num_envs)]
         seeds = self._per_row("seed", seed, int)
-        for row in np.flatnonzero(mask).tolist():
+        rows = np.flatnonzero(mask)
+        for row in rows.tolist():
             if seeds[row] is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seeds[row])
-        infos = self._start(mask, prompts)
+        infos = self._start(rows, prompts)
+        self._ended = np.setdiff1d(self._ended, rows)
         self._began = True
         return self._tokens.copy(), infos
 
-    def _start(self, mask: Mask, prompts: Sequence[str | None]) -> Infos:
-        """Begins the masked rows' texts and returns their reset infos."""
-        drawn = np.full(self.num_envs, None, object)
-        rows = np.flatnonzero(mask).tolist()
-        begins = [self.task.start(self._generator(row), prompts[row]) for row in rows]
+    def _start(self, rows: Rows, prompts: Sequence[str | None]) -> Infos:
+        """Begins the rows' texts, B prompts given or None, and returns their reset infos."""
+        starts = [self.task.start(self._generators[row], prompts[row]) for row in rows.tolist()]
+        texts, tokens, lengths = zip(*starts, strict=True)
         self._tokens[rows] = self.vocabulary.pad_index
-        for row, (prompt, tokens) in zip(rows, begins, strict=True):
-            drawn[row] = prompt
-            self._tokens[row, : len(tokens)] = tokens
-            self._starts[row] = self._positions[row] = len(tokens)
+        self._tokens[rows, : self.task.prompt_length] = tokens
+        self._starts[rows] = self._positions[rows] = lengths
         self._potentials[rows] = 0
-        self._over[rows] = False
-        return {"prompt": drawn, "_prompt": mask.copy()}
+        return self._infos(rows, {"prompt": np.array(texts, object)})
 
     def _reset_mask(self, mask: Any) -> Mask:
         if mask is None:
@@ -214,31 +207,38 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             ValueError: for actions of the wrong shape, type or range.
         """
         actions = self._check(actions)
-        restart = self._over
-        restarting = bool(restart.any())
-        if restarting and (not self._began or self.autoreset_mode is AutoresetMode.DISABLED):
-            raise ResetNeeded(
-                f"rows {np.flatnonzero(restart).tolist()} have no text to go on with: call reset(),"
-                " with options={'reset_mask': terminated} for the ended rows alone"
-            )
-        acting = np.flatnonzero(~restart) if restarting else self._rows
-        self._tokens[acting, self._positions[acting]] = actions[acting]
-        self._positions[acting] += 1
-        terminated = self.task.ends(actions, self._positions - self._starts) & ~restart
-        rewards, infos = self._reward(acting, terminated)
-        self._over = terminated.copy()
-        if restarting:
-            infos |= self._start(restart, self._no_prompts)
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and terminated.any():
-            final_obs = np.full(self.num_envs, None, object)
-            for row in np.flatnonzero(terminated):
+        infos: Infos = {}
+        if len(self._ended):
+            if not self._began or self.autoreset_mode is AutoresetMode.DISABLED:
+                raise ResetNeeded(
+                    f"rows {self._ended.tolist()} have no text to go on with: call reset(),"
+                    " with options={'reset_mask': terminated} for the ended rows alone"
+                )
+            infos = self._start(self._ended, self._no_prompts)
+            # A row that restarts takes no action: PAD, written behind its prompt, changes nothing.
+            actions[self._ended] = self.vocabulary.pad_index
+        acting = actions != self.vocabulary.pad_index
+        self._tokens[self._rows, self._positions] = actions
+        self._positions += acting
+        terminated = self.task.ends(actions, self._positions - self._starts)
+        self._ended = terminated.nonzero()[0]
+        judged = acting.nonzero()[0] if self.task.shaping else self._ended
+        rewards = np.zeros(self.num_envs)
+        if len(judged):
+            rewards[judged], ends = self._reward(judged, terminated[judged])
+            infos |= ends
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and len(self._ended):
+            final_obs = np.empty(self.num_envs, object)
+            for row in self._ended:
                 final_obs[row] = self._tokens[row].copy()
             final = {"final_obs": final_obs, "final_info": infos}
             masks = {f"_{name}": terminated.copy() for name in final}
-            infos = final | masks | self._start(terminated, self._no_prompts)
+            infos = final | masks | self._start(self._ended, self._no_prompts)
+            self._ended = self._ended[:0]
         return self._tokens.copy(), rewards, terminated, np.zeros(self.num_envs, bool), infos
 
     def _check(self, actions: npt.ArrayLike) -> Tokens:
+        """The actions as an array of their own, or an error that says what is wrong with them."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(
@@ -251,34 +251,29 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
                 f"actions[{row}]={actions[row]} is out of range: it must lie in"
                 f" [0, {len(self.vocabulary)})"
             )
-        return actions
+        return actions.astype(np.int64)
 
-    def _reward(self, acting: npt.NDArray[np.intp], terminated: Mask) -> tuple[Floats, Infos]:
-        """Rewards (B,) and the infos of the rows that ended, from one call of the judge."""
-        rewards = np.zeros(self.num_envs)
-        judged = acting if self.task.shaping else np.flatnonzero(terminated)
-        if not len(judged):
-            return rewards, {}
-        rows = [self._tokens[row, : self._positions[row]] for row in judged]
-        rewards[judged], potentials, ends = self.task.reward(
-            rows,
-            self._starts[judged].tolist(),
-            terminated[judged].tolist(),
-            self._potentials[judged],
+    def _reward(self, rows: Rows, ended: Mask) -> tuple[Floats, Infos]:
+        """The rows' rewards (k,) and the infos of those that ended, from one call of the judge."""
+        rewards, self._potentials[rows], ends = self.task.reward(
+            self._tokens[rows], self._starts[rows], ended, self._potentials[rows]
         )
-        if self.task.shaping:
-            self._potentials[judged] = potentials
-        infos: Infos = {}
-        for name, values in ends.items():
-            infos[name] = np.zeros(self.num_envs, values.dtype)
-            if values.dtype == object:
-                infos[name][:] = None
-            infos[name][terminated] = values
-            infos[f"_{name}"] = terminated.copy()
         if self.render_mode == "human" and ends:
-            for text, reward in zip(ends["text"], rewards[terminated], strict=True):
+            for text, reward in zip(ends["text"], rewards[ended], strict=True):
                 print(f"{text}  [reward {reward:+.2f}]", flush=True)
-        return rewards, infos
+        return rewards, self._infos(rows[ended], ends)
+
+    def _infos(self, rows: Rows, values: dict[str, npt.NDArray[Any]]) -> Infos:
+        """Gymnasium's form of some rows' values: the others hold None or 0."""
+        infos: Infos = {}
+        mask = np.zeros(self.num_envs, bool)
+        mask[rows] = True
+        for name, of_rows in values.items():
+            make = np.empty if of_rows.dtype == object else np.zeros  # empty objects are None
+            infos[name] = make(self.num_envs, of_rows.dtype)
+            infos[name][rows] = of_rows
+            infos[f"_{name}"] = mask.copy()
+        return infos
 
     # -------------------------------------------------------------------------------------- others
 
@@ -286,8 +281,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         """Every row's text so far in mode `"ansi"`; `"human"` prints finished texts in `step`."""
         if self.render_mode != "ansi":
             return None
-        decode = self.vocabulary.decode
-        return tuple(decode(self._tokens[i, : self._positions[i]]) for i in self._rows)
+        return tuple(self.vocabulary.decode_batch(self._tokens))
 
     def action_masks(self) -> Mask:
         """Which actions are allowed, bool (B, V): all, always."""

@@ -1,6 +1,6 @@
 """Environment steps per second beside CartPole's, with a judge that costs nothing.
 
-python tests/benchmarks/bench_env.py [--num-envs 64] [--seconds 1] [--rounds 7]
+python tests/benchmarks/bench_env.py [--num-envs 64 1024] [--seconds 1] [--rounds 7]
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def free(texts: list[str]) -> np.ndarray:
 def main() -> None:
     """Runs and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
     rows = []
-    for kind in ("single", "vector"):
-        if kind == "single":
+    for num_envs in [None, *args.num_envs]:
+        if num_envs is None:
             ours = gym.make("TextSentiment-v0", sentiment_model=free).unwrapped
             rival = gym.make("CartPole-v1").unwrapped
             run = benchmark_step
         else:
-            ours = gym.make_vec("TextSentiment-v0", num_envs=args.num_envs, sentiment_model=free)
-            rival = gym.make_vec("CartPole-v1", num_envs=args.num_envs)
+            ours = gym.make_vec("TextSentiment-v0", num_envs=num_envs, sentiment_model=free)
+            rival = gym.make_vec("CartPole-v1", num_envs=num_envs)
             run = benchmark_vector_step
         speeds = [
             (run(ours, args.seconds, seed=n), run(rival, args.seconds, seed=n))
@@ -45,7 +45,7 @@ def main() -> None:
         ratios = [a / b for a, b in speeds]
         rows.append(
             [
-                f"{kind} ({args.num_envs} rows)" if kind == "vector" else kind,
+                f"vector ({num_envs:,} rows)" if num_envs else "single",
                 f"{statistics.median(a for a, _ in speeds):,.0f}",
                 f"{statistics.median(b for _, b in speeds):,.0f}",
                 f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
