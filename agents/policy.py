@@ -260,16 +260,17 @@ class GPT2Policy(ActorCriticPolicy):
         Args:
             texts: final observations (B, L) int64.
             mask: which tokens to score, bool (B, L).
-            gpt2: another model of the same vocabulary; None: this policy's. (Another's values are 0.)
+            gpt2: another model of the same vocabulary, whose entropies and values are left 0; None: this
+                policy's.
 
         Returns:
             `Scores`, each (B, L), with gradients where they are enabled.
         """
         hidden = self.read_texts(texts, mask, gpt2)
+        model, own = (self.gpt2, True) if gpt2 is None else (gpt2, False)
         with self.autocast():
-            model = self.gpt2 if gpt2 is None else gpt2
-            log_prob, entropy = model.log_probs(hidden, texts[mask].long())
-        values = self.value_head(hidden)[:, 0] if gpt2 is None else torch.zeros_like(entropy)
+            log_prob, entropy = model.log_probs(hidden, texts[mask].long(), entropies=own)
+        values = self.value_head(hidden)[:, 0] if own else torch.zeros_like(entropy)
         empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
         return Scores(*(empty.masked_scatter(mask, x) for x in (log_prob, entropy, values)))
 
