@@ -729,6 +729,7 @@ class _LogProbs(torch.autograd.Function):
         parts = _LogProbs._parts(ctx, len(hidden), weight)
         log_p = None
         for part in parts:
+            del log_p  # two parts are never held at once
             log_p = _at_least_float32(h[part] @ w.t()).log_softmax(-1)  # (n, V)
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
             if entropies:  # a batched product sums without a copy
@@ -764,6 +765,7 @@ class _LogProbs(torch.autograd.Function):
                 grad_weight.addmm_(grad_z.t(), h[part])
             else:
                 grad_weight += grad_z.t() @ h[part]
+            del grad_z, log_p
         return grad_hidden, grad_weight, None, None
 
 

@@ -429,6 +429,7 @@ class REINFORCE(Checkpointed):
         """
         policy, mask, B = self.policy, episodes.mask, len(episodes.texts)
         policy.set_training_mode(True)
+        policy.optimizer.zero_grad(set_to_none=True)  # first, so that old gradients take no room
         learning_rate = self._set_learning_rate()
         own, ranks = distributed.shard(B), distributed.world_size()
         size = self.micro_batch_size or B
@@ -446,7 +447,6 @@ class REINFORCE(Checkpointed):
             log_ratio = log_prob - distributed.gather(torch.cat([s.log_prob for s in start]))
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
-        policy.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
         for i, part in enumerate(parts):
             with distributed.accumulate(self._score, more=i + 1 < len(parts)):
