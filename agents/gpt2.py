@@ -701,8 +701,9 @@ class GPT2(nn.Module):
             save_file(weights, weights_file, metadata={"format": "pt"})
 
 
-# Logits held at a time: 64 MB on a CPU; more on a GPU, where each part also passes over weight's gradient.
-_LOGITS = {"cpu": 2**24, "cuda": 2**28}
+# How many rows of logits are made at a time, and how many log-probabilities are kept for the gradient. Few rows
+# stay in the processor's cache, but each part also passes over the whole gradient of weight.
+_LOGITS = {"cpu": (384, 2**26), "cuda": (4096, 2**30)}
 
 
 class _LogProbs(torch.autograd.Function):
@@ -712,29 +713,25 @@ class _LogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def _parts(ctx: Any, rows: int, weight: Tensor) -> list[slice]:
-        size = max(1, _LOGITS[ctx.device] // len(weight))
-        return [slice(first, first + size) for first in range(0, rows, size)]
-
-    @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, entropies: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.device = hidden.device.type
-        half = torch.is_autocast_enabled(ctx.device)
-        ctx.dtype = torch.get_autocast_dtype(ctx.device) if half else weight.dtype
+        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
+        size, kept = _LOGITS[kind]
+        ctx.parts = [slice(first, first + size) for first in range(0, N, size)]
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        log_prob = hidden.new_empty(len(hidden), dtype=_at_least_float32(h[:0]).dtype)
+        log_prob = hidden.new_empty(N, dtype=_at_least_float32(h[:0]).dtype)
         entropy = torch.zeros_like(log_prob)
-        parts = _LogProbs._parts(ctx, len(hidden), weight)
-        log_p = None
-        for part in parts:
-            del log_p  # two parts are never held at once
-            log_p = _at_least_float32(h[part] @ w.t()).log_softmax(-1)  # (n, V)
+        held = []
+        for part in ctx.parts:
+            log_p = _log_p(h[part], w)
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
             if entropies:  # a batched product sums without a copy
                 entropy[part] = -torch.bmm(log_p.exp()[:, None], log_p[:, :, None])[:, 0, 0]
-        ctx.save_for_backward(hidden, weight, tokens, entropy, log_p if len(parts) == 1 else None)
+            if N * V <= kept and any(ctx.needs_input_grad):
+                held.append(log_p)
+        ctx.save_for_backward(hidden, weight, tokens, entropy, *held)
         ctx.set_materialize_grads(False)
         return log_prob, entropy
 
@@ -743,30 +740,30 @@ class _LogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor, Tensor, None, None]:
-        hidden, weight, tokens, entropy, log_p = ctx.saved_tensors
+        hidden, weight, tokens, entropy, *held = ctx.saved_tensors
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(entropy)
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        parts = _LogProbs._parts(ctx, len(hidden), weight)
-        for part in parts:
-            if len(parts) > 1:
-                log_p = _at_least_float32(h[part] @ w.t()).log_softmax(-1)
+        for i, part in enumerate(ctx.parts):
+            log_p = held[i] if held else _log_p(h[part], w)
             grad_z = log_p.exp()
-            if grad_entropy is None:
-                grad_z *= -grad_log_prob[part, None]
-            else:
-                slope = grad_entropy[part, None]
-                grad_z *= -grad_log_prob[part, None] - slope * (log_p + entropy[part, None])
+            slope = -grad_log_prob[part, None]
+            if grad_entropy is not None:
+                slope = slope - grad_entropy[part, None] * (log_p + entropy[part, None])
+            grad_z *= slope
             grad_z.scatter_add_(1, tokens[part, None], grad_log_prob[part, None])
-            grad_z = grad_z.to(ctx.dtype)
+            grad_z = grad_z.to(h.dtype)
             grad_hidden[part] = grad_z @ w
             if grad_z.dtype == grad_weight.dtype:
                 grad_weight.addmm_(grad_z.t(), h[part])
             else:
                 grad_weight += grad_z.t() @ h[part]
-            del grad_z, log_p
         return grad_hidden, grad_weight, None, None
+
+
+def _log_p(hidden: Tensor, weight: Tensor) -> Tensor:
+    return _at_least_float32(hidden @ weight.t()).log_softmax(-1)  # (n, V)
 
 
 def _readable(x: Tensor) -> bool:
