@@ -729,7 +729,7 @@ class _LogProbs(torch.autograd.Function):
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
             if entropies:  # a batched product sums without a copy
                 entropy[part] = -torch.bmm(log_p.exp()[:, None], log_p[:, :, None])[:, 0, 0]
-            if N * V <= kept and any(ctx.needs_input_grad):
+            if kept >= N * V and any(ctx.needs_input_grad):
                 held.append(log_p)
         ctx.save_for_backward(hidden, weight, tokens, entropy, *held)
         ctx.set_materialize_grads(False)
