@@ -247,3 +247,16 @@ def test_a_single_env_resumes(tmp_path):
     again = REINFORCE.load(tmp_path / "run", env=env())
     learn(again, 2, reset_num_timesteps=False)
     assert torch.equal(everything(again), everything(whole))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_resumed_equals_uninterrupted(tmp_path):
+    """To float error: sums of a GPU have no fixed order."""
+    arguments = {"device": "cuda", "precision": "fp32", "learning_rate": 1e-3}
+    whole = learn(make(**arguments), 6)
+    learn(make(**arguments), 3).save(tmp_path / "run")
+    envs = make_envs(4, prompts=PROMPTS)
+    resumed = REINFORCE.load(tmp_path / "run", env=envs, device="cuda")
+    learn(resumed, 3, reset_num_timesteps=False)
+    torch.testing.assert_close(everything(resumed), everything(whole), rtol=1e-3, atol=1e-4)

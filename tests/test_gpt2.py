@@ -413,6 +413,29 @@ def test_gpu_equals_cpu(cuda):
 
 
 @pytest.mark.gpu
+def test_gpu_equals_huggingface(cuda):
+    hf = huggingface(torch.float32, **SIZES[2])
+    ids = random_ids(hf.config, 5, 32).to(cuda)
+    got, want = (logits_and_gradients(model.to(cuda), ids) for model in (ours(hf), hf))
+    torch.testing.assert_close(got[0], want[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_gpu_log_probs_equal_the_cpus(cuda):
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=97, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double()
+    hidden, tokens = torch.randn(11, 16, dtype=torch.float64), torch.randint(97, (11,))
+    outcomes = []
+    for device in ("cpu", cuda):
+        weight = gpt2.to(device).wte.weight
+        values = gpt2.log_probs(hidden.to(device), tokens.to(device))
+        gradient = torch.autograd.grad(values[0].sum() + values[1].sum(), weight)[0]
+        outcomes.append([x.detach().cpu() for x in (*values, gradient)])
+    torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
 @torch.no_grad()
 def test_gpu_bfloat16_autocast_is_close(cuda):
     hf = huggingface(torch.float32, **SIZES[2])

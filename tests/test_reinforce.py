@@ -546,3 +546,54 @@ def test_a_loss_that_is_not_finite_changes_no_weight(bad):
     with pytest.raises(FloatingPointError, match="update 1: the policy_gradient_loss is nan"):
         model.train(batch)
     assert torch.equal(flat(model.policy.parameters()), before)
+
+
+# --------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_update_is_the_cpus():
+    weights = []
+    for device in ("cpu", "cuda"):
+        sgd = {"optimizer_class": torch.optim.SGD, "optimizer_kwargs": {}}
+        model = make_model(
+            device=device,
+            precision="fp32",
+            kl_coef=0.1,
+            ent_coef=0.01,
+            learning_rate=0.1,
+            policy_kwargs={"config": GPT2Config(vocab_size=3, **TINY), **sgd},
+        )
+        texts = list(all_texts())[-4:]
+        batch = episodes_of(texts, [[float(i + n) for n in range(STEPS)] for i in range(4)])
+        model.learn(0)  # makes the logger
+        model.train(
+            Episodes(
+                batch.texts.to(device),
+                batch.mask.to(device),
+                batch.rewards.float().to(device),
+                batch.infos,
+            )
+        )
+        weights.append(flat(p.detach().cpu() for p in model.policy.parameters()))
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpu_learns(precision, cuda_graphs):
+    """To write nothing but "good"."""
+
+    def goods(texts):
+        return [text.split().count("good") / STEPS for text in texts]
+
+    kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "cuda_graphs": cuda_graphs}
+    envs = make_envs(64, sentiment_model=goods, length_penalty=0)
+    model = make_model(
+        envs, device="cuda", precision=precision, learning_rate=1e-2, policy_kwargs=kwargs
+    )
+    model.learn(10**9, total_updates=60)
+    assert collected(model).rewards.sum(1).mean() > 0.8

@@ -10,7 +10,7 @@ import statistics
 import tempfile
 
 import torch
-from common import interleave, ratio, report, setting
+from common import Machine, interleave, ratio, report, setting
 from transformers import GPT2LMHeadModel
 
 from agents import GPT2, GPT2Config
@@ -29,9 +29,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--cuda-graph", action="store_true", help="replays CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    machine = Machine.measured(args.device, dtype)
     rows = []
     for size in args.sizes:
         ours = GPT2(SIZES[size]).eval()
@@ -44,7 +46,7 @@ def main() -> None:
 
             def we(ids: torch.Tensor = ids, model: GPT2 = ours) -> None:
                 with torch.inference_mode():
-                    model.generate(ids, args.new_tokens, end_index=-1)
+                    model.generate(ids, args.new_tokens, end_index=-1, cuda_graph=args.cuda_graph)
 
             def they(ids: torch.Tensor = ids, model: GPT2LMHeadModel = theirs) -> None:
                 with torch.inference_mode():
@@ -60,19 +62,28 @@ def main() -> None:
 
             seconds = interleave({"ours": we, "transformers": they}, args.rounds)
             median, least, most = ratio(seconds["ours"], seconds["transformers"])
-            speed = batch * args.new_tokens / statistics.median(seconds["ours"])
+            spent = statistics.median(seconds["ours"]) / args.new_tokens
+            floor = machine.floor(ours, batch)
             rows.append(
                 [
                     size,
                     args.dtype,
                     str(batch),
-                    f"{speed:,.0f}",
-                    f"{median:.2f}",
-                    f"{least:.2f} to {most:.2f}",
+                    f"{batch / spent:,.0f}",
+                    f"{floor / spent:.0%}",
+                    f"{median:.2f} ({least:.2f} to {most:.2f})",
                 ]
             )
-    columns = ["model", "dtype", "rows", "our tokens/s", "times faster", "least to largest"]
-    report(f"Generating {args.new_tokens} tokens, {setting()}", columns, rows)
+    columns = [
+        "model",
+        "dtype",
+        "rows",
+        "our tokens/s",
+        "of the floor",
+        "times faster (least to largest)",
+    ]
+    title = f"Generating {args.new_tokens} tokens, {setting(args.device)}, {machine.flops / 1e9:,.0f} GFLOP/s"
+    report(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is fetched
 import gymnasium as gym
 import torch
 import transformers
-from common import interleave, ratio, report, setting
+from common import Machine, interleave, ratio, report, setting
 from rivals import KL, LEARNING_RATE, HuggingFaceLoop, free, interleave_with_trl
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy
@@ -71,10 +71,11 @@ def our_model(gpt2: GPT2, size: str, args: argparse.Namespace) -> REINFORCE:
         learning_rate=LEARNING_RATE,
         device=args.device,
         precision=args.dtype,
+        policy_kwargs={"cuda_graphs": args.cuda_graphs},
     )
 
 
-def time_updates(size: str, args: argparse.Namespace) -> list[list[str]]:
+def time_updates(size: str, machine: Machine, args: argparse.Namespace) -> list[list[str]]:
     """Rows of the table: one for each rival."""
     gpt2 = start_model(size)
     model = our_model(gpt2, size, args)
@@ -100,6 +101,9 @@ def time_updates(size: str, args: argparse.Namespace) -> list[list[str]]:
     lengths["ours"] = model.num_timesteps / texts
     if "hand" in args.rivals:
         lengths["by hand"] = loop.tokens / texts
+    # Written one after the other; read by the policy, forwards and backwards, and by the start model.
+    tokens = args.num_envs * args.max_tokens
+    floor = args.max_tokens * machine.floor(gpt2, args.num_envs) + machine.floor(gpt2, tokens, 4)
     rows = []
     for rival in seconds.keys() - {"ours"}:
         median, least, most = ratio(seconds["ours"], seconds[rival])
@@ -108,6 +112,7 @@ def time_updates(size: str, args: argparse.Namespace) -> list[list[str]]:
                 size,
                 rival,
                 f"{statistics.median(seconds['ours']):.3f}",
+                f"{floor / statistics.median(seconds['ours']):.0%}",
                 f"{statistics.median(seconds[rival]):.3f}",
                 f"{median:.2f} ({least:.2f} to {most:.2f})",
                 f"{lengths['ours']:.2f} / {lengths[rival]:.2f}",
@@ -186,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cuda-graphs", action="store_true", help="we replay CUDA graphs")
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of a step, instead of seconds"
     )
@@ -209,12 +215,16 @@ def main() -> None:
         "model",
         "rival",
         "our s",
+        "of the floor",
         "its s",
         "times faster (least to largest)",
         "tokens a text",
     ]
-    rows = [row for size in args.sizes for row in time_updates(size, args)]
-    report(f"One update of {what}", columns, rows)
+    machine = Machine.measured(
+        args.device, torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    )
+    rows = [row for size in args.sizes for row in time_updates(size, machine, args)]
+    report(f"One update of {what}, {machine.flops / 1e9:,.0f} GFLOP/s", columns, rows)
 
 
 if __name__ == "__main__":

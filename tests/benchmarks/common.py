@@ -5,10 +5,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from agents import GPT2
 
 
 def now() -> float:
@@ -42,6 +45,31 @@ def ratio(ours: list[float], rival: list[float]) -> tuple[float, float, float]:
     """Median, least and largest of rival / ours, round by round: above 1 we are faster."""
     ratios = [b / a for a, b in zip(ours, rival, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
+
+
+class Machine(NamedTuple):
+    """What this machine does at best, measured: the floor under everything that reads weights and multiplies."""
+
+    flops: float  # a second, of a product of two matrices of 4096 rows and columns (2048 on a CPU)
+    bytes: float  # a second, read from memory
+
+    @classmethod
+    def measured(cls, device: str, dtype: torch.dtype) -> Machine:
+        """The best of a few runs."""
+        n, numbers = (4096, 2**28) if torch.device(device).type == "cuda" else (2048, 2**26)
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        long = torch.ones(numbers, device=device)
+        multiply = min(timed(lambda: a @ b) for _ in range(8))
+        read = min(timed(long.sum) for _ in range(8))
+        return cls(2 * n**3 / multiply, 4 * numbers / read)
+
+    def floor(self, model: GPT2, rows: int, passes: float = 1) -> float:
+        """Seconds of bringing `rows` tokens through a model, whose weights are read once, at the least."""
+        weights = (
+            sum(p.numel() for p in model.parameters() if p.ndim == 2) - model.wpe.weight.numel()
+        )
+        size = weights * model.wte.weight.element_size()
+        return passes * max(2 * rows * weights / self.flops, size / self.bytes)
 
 
 def report(title: str, columns: list[str], rows: list[list[str]]) -> None:
