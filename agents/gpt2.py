@@ -727,8 +727,8 @@ class _LogProbs(torch.autograd.Function):
         for part in ctx.parts:
             log_p = _log_p(h[part], w)
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
-            if entropies:  # a batched product sums without a copy
-                entropy[part] = -torch.bmm(log_p.exp()[:, None], log_p[:, :, None])[:, 0, 0]
+            if entropies:
+                entropy[part] = -log_p.exp().mul_(log_p).sum(-1)
             if kept >= N * V and any(ctx.needs_input_grad):
                 held.append(log_p)
         ctx.save_for_backward(hidden, weight, tokens, entropy, *held)
