@@ -584,6 +584,13 @@ class GPT2(nn.Module):
     ) -> None:
         B, T = ids.shape
         n_positions, vocab_size = self.config.n_positions, self.config.vocab_size
+        if B < 1:
+            raise ValueError("ids holds no row: give at least one prompt")
+        if _readable(ids) and T and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+            raise ValueError(
+                f"ids hold {int(ids.min())} to {int(ids.max())}: each must be a row of the vocabulary,"
+                f" in [0, {vocab_size})"
+            )
         if T < 1 or max_new_tokens < 1 or T + max_new_tokens - 1 > n_positions:
             raise ValueError(
                 f"ids of {T} positions and max_new_tokens={max_new_tokens} do not fit the model:"
@@ -963,7 +970,10 @@ def _replacing(file: Path) -> Iterator[Path]:
     """Yields a temporary path beside `file` and renames it to `file` once it is written."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # safetensors lets none but the owner read
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

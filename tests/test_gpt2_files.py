@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import safetensors.torch
@@ -193,6 +194,13 @@ def test_configs_transformers_allows_are_read():
     old = {"architectures": ["GPT2LMHeadModel"], **SIZE}  # without model_type
     assert GPT2Config.from_dict(old) == GPT2Config(**SIZE)
     assert GPT2Config.from_dict({"model_type": "gpt2"}).eos_token_id == END_OF_TEXT_ID
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_saved_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    (tmp_path / "other").touch()
+    GPT2(GPT2Config(**SIZE)).save_pretrained(tmp_path)
+    assert len({file.stat().st_mode for file in tmp_path.iterdir()}) == 1
 
 
 def test_a_failing_save_leaves_the_earlier_one(tmp_path, monkeypatch):
