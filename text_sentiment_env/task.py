@@ -185,13 +185,14 @@ class TextSentimentTask:
         if read:
             name = "sentiment_model"
             values = _scores(name, self._judge([texts[i] for i in read]), len(read))
-            worst = values[np.abs(values).argmax()]
-            if abs(worst) > 1 + 1e-6:
+            largest = np.abs(values).max()
+            if largest > 1 + 1e-6:
+                worst = values[np.abs(values).argmax()]
                 raise ValueError(
                     f"{name} returned {worst}: scores must lie in [-1, 1]"
                     " (P(positive) - P(negative), or tanh of a logit)"
                 )
-            scores[read] = values.clip(-1, 1)
+            scores[read] = values if largest <= 1 else values.clip(-1, 1)
         return scores
 
 

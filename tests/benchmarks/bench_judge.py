@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import statistics
 
+import numpy as np
 import torch
 import transformers
 from common import interleave, report, setting
 
 from agents import GPT2
 from text_sentiment_env import Vocabulary, load_sentiment_model
+from text_sentiment_env.sentiment import VaderSentiment
 
 
 def main() -> None:
@@ -30,9 +32,16 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     gpt2 = GPT2.from_pretrained("reviews").to(args.device)
     vocabulary, end = Vocabulary(gpt2.token_ids), gpt2.end_index
+    vader = VaderSentiment()
+
+    def forgetful_vader(texts: list[str]) -> np.ndarray:
+        VaderSentiment._score.cache_clear()
+        return vader(texts)
+
     judges = {
         "bundled": load_sentiment_model("bundled", device=args.device),
-        "vader": load_sentiment_model("vader"),
+        "vader": forgetful_vader,
+        "vader, read before": vader,
     }
     if args.model:
         for dtype in ("float32", "bfloat16"):
