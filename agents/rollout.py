@@ -37,8 +37,7 @@ def collect(
     """Resets the environment and writes one text a row.
 
     The policy writes each text to its end in one go, and the environment is then shown one token after
-    another. That is the same as asking the policy at every step, as long as the environment's texts are
-    the tokens written; where it shows another text, or goes on behind the end, the rest is written anew.
+    another: the same as asking the policy at every step, since the tokens written are all there is to see.
 
     A row whose text has ended restarts, as SB3's rows do. It then writes action 0, which ends nothing,
     so that its new text outlasts the others' and is dropped at the next reset.
@@ -51,6 +50,9 @@ def collect(
 
     Returns:
         The episodes on the policy's device, or None if it was stopped.
+
+    Raises:
+        ValueError: if the environment shows another text than was written.
     """
     obs = np.asarray(env.reset())
     B, L = obs.shape
@@ -64,8 +66,7 @@ def collect(
     while writing.any():
         rows = np.flatnonzero(writing)
         places = rows, lengths[rows]
-        as_written = (draft == obs) | (obs == pad)
-        if (draft[places] == pad).any() or not as_written[rows].all():
+        if (draft[places] == pad).any():  # at the start, or where the limit was not known
             shown = torch.as_tensor(obs, device=policy.device)
             draft = policy.write(shown, max_tokens, deterministic).cpu().numpy()
         actions = np.zeros(B, np.int64)
@@ -76,6 +77,11 @@ def collect(
         for row in np.flatnonzero(writing & dones):
             infos[row] = step_infos[row]
         writing &= ~dones
+        if not np.array_equal(obs[writing], texts[writing]):
+            raise ValueError(
+                "env shows another text than the tokens written, from which alone can be learned: take"
+                " off the wrapper that changes observations or actions"
+            )
         if not on_step(len(rows)):
             return None
     return Episodes(
