@@ -168,17 +168,17 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         super().reset(seed=seed)
         check_options(options, ("prompt",))
         given = (options or {}).get("prompt")
-        prompt, tokens, self._start = self.task.start(self.np_random, given)
-        self._position = self._start
+        prompts, tokens, starts = self.task.start([self.np_random], [given])
+        self._position = self._start = int(starts[0])
         self._tokens[:] = self.vocabulary.pad_index
-        self._tokens[: len(tokens)] = tokens
+        self._tokens[: self.task.prompt_length] = tokens[0]
         self._potential = np.zeros(1)
         self._over = False
         if self.render_mode == "human":
             # Bytes are printed as they come; a character may be spread over several tokens.
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-            print("\n" + prompt, end="", flush=True)
-        return self._tokens.copy(), {"prompt": prompt}
+            print("\n" + prompts[0], end="", flush=True)
+        return self._tokens.copy(), {"prompt": prompts[0]}
 
     def step(self, action: np.int64 | int) -> tuple[Tokens, float, bool, bool, dict[str, Any]]:
         """Appends a token.
@@ -213,7 +213,7 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
             rewards, self._potential, infos = self.task.reward(
                 self._tokens[None],
                 np.array([self._start]),
-                np.array([self._over]),
+                None if self._over else np.array([False]),
                 self._potential,
             )
             reward = float(rewards[0])

@@ -7,6 +7,7 @@ any number of rows at once.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,12 @@ class TextSentimentTask:
         self._length_penalties = self.length_penalty * outside / self.max_tokens  # by length
         self.extra_terms = _terms(extra_terms)
         self.shaping = bool(shaping)
-        encoded = {prompt: self._encode(prompt) for prompt in self.prompts}
-        self.prompt_length = max(map(len, encoded.values()))
-        self._padded = {prompt: self._pad(tokens) for prompt, tokens in encoded.items()}
+        encoded = [self._encode(prompt) for prompt in self.prompts]
+        self.prompt_length = max(map(len, encoded))
+        self._prompt_texts = np.array(self.prompts, object)
+        self._prompt_tokens = np.stack([self._pad(tokens) for tokens in encoded])
+        self._prompt_lengths = np.array([len(tokens) for tokens in encoded])
+        self._prompt_rows = {prompt: row for row, prompt in enumerate(self.prompts)}
         self.sentiment_model = sentiment_model
         self._judge = _load_judge(sentiment_model)
 
@@ -90,36 +94,54 @@ class TextSentimentTask:
         except ValueError as error:
             raise ValueError(f"prompts holds {prompt!r}, which can't be encoded: {error}") from None
 
-    def _pad(self, tokens: Tokens) -> tuple[Tokens, int]:
+    def _pad(self, tokens: Tokens) -> Tokens:
         padded = np.full(self.prompt_length, self.vocabulary.pad_index, np.int64)
         padded[: len(tokens)] = tokens
-        return padded, len(tokens)
+        return padded
 
-    def start(self, generator: np.random.Generator, prompt: str | None) -> tuple[str, Tokens, int]:
-        """The prompt of a new episode: the one given, else one drawn.
+    def _tokens_of(self, prompt: str) -> tuple[Tokens, int]:
+        if not isinstance(prompt, str):
+            raise ValueError(f"options['prompt'] must be a string, got {prompt!r}")
+        row = self._prompt_rows.get(prompt)
+        if row is not None:
+            return self._prompt_tokens[row], self._prompt_lengths[row]
+        tokens = self._encode(prompt)
+        if len(tokens) > self.prompt_length:
+            raise ValueError(
+                f"options['prompt']={prompt!r} has {len(tokens)} tokens, but observations leave"
+                f" room for {self.prompt_length}, the longest of `prompts`: shorten it, or make"
+                " the environment with prompts=[...] that holds one as long"
+            )
+        return self._pad(tokens), len(tokens)
+
+    def start(
+        self, generators: Sequence[np.random.Generator], given: Sequence[str | None] | None = None
+    ) -> tuple[npt.NDArray[np.object_], Tokens, Tokens]:
+        """The prompts of k new episodes: those given, the others drawn, each with its own generator.
+
+        Args:
+            generators: k of them.
+            given: a prompt, or None, for each; None: all are drawn.
 
         Returns:
-            The prompt, its tokens, padded to the longest of `prompts`, and how many it has.
+            The prompts (k,), their tokens, padded to the longest of `prompts`, (k, p), and how many
+            each has (k,).
 
         Raises:
             ValueError: for a prompt that is not text, is outside the vocabulary or too long.
         """
-        if prompt is None:
-            # One prompt needs no draw, so that it doesn't consume randomness.
-            count = len(self.prompts)
-            prompt = self.prompts[int(generator.integers(count)) if count > 1 else 0]
-        if not isinstance(prompt, str):
-            raise ValueError(f"options['prompt'] must be a string, got {prompt!r}")
-        if prompt not in self._padded:
-            tokens = self._encode(prompt)
-            if len(tokens) > self.prompt_length:
-                raise ValueError(
-                    f"options['prompt']={prompt!r} has {len(tokens)} tokens, but observations leave"
-                    f" room for {self.prompt_length}, the longest of `prompts`: shorten it, or make"
-                    " the environment with prompts=[...] that holds one as long"
-                )
-            return prompt, *self._pad(tokens)
-        return prompt, *self._padded[prompt]
+        count, k = len(self.prompts), len(generators)
+        rows = np.zeros(k, np.int64)
+        if count > 1:  # one prompt needs no draw, so that it doesn't consume randomness
+            fixed = given or [None] * k
+            for i, generator in enumerate(generators):
+                rows[i] = generator.integers(count) if fixed[i] is None else 0
+        texts, tokens = self._prompt_texts[rows], self._prompt_tokens[rows]
+        lengths = self._prompt_lengths[rows]
+        for i, prompt in enumerate(given or ()):
+            if prompt is not None:
+                texts[i], (tokens[i], lengths[i]) = prompt, self._tokens_of(prompt)
+        return texts, tokens, lengths
 
     # ---------------------------------------------------------------------------------- the rules
 
@@ -131,17 +153,17 @@ class TextSentimentTask:
         self,
         tokens: Tokens,
         starts: Tokens,
-        ended: npt.NDArray[np.bool_],
-        potential: Floats,
+        ended: npt.NDArray[np.bool_] | None = None,
+        potential: Floats | float = 0.0,
     ) -> tuple[Floats, Floats, dict[str, npt.NDArray[Any]]]:
         """Judges k texts in one call and sums the terms of their rewards.
 
         Args:
             tokens: the texts, prompts included, as their observations show them, int64 (k, L).
             starts: the length of each one's prompt, int64 (k,).
-            ended: which texts are finished, bool (k,); an unfinished one (dense shaping) gets only the
-                increment of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
-            potential: float64 (k,), the sentiment term already paid to each, 0 without shaping.
+            ended: which texts are finished, bool (k,); None: all. An unfinished one (dense shaping) gets
+                only the increment of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
+            potential: the sentiment term already paid to each, float64 (k,), 0 without shaping.
 
         Returns:
             Rewards (k,), the sentiment terms (k,), and the finished texts' info, arrays over them.
@@ -152,47 +174,42 @@ class TextSentimentTask:
         term = -term if self.target == "negative" else term
         rewards = term - potential
 
-        finished = ended.nonzero()[0]
-        if not len(finished):
-            return rewards, term, {}
-        final_texts = [texts[i] for i in finished]
-        final_tokens, final_starts = tokens[finished], starts[finished]
+        finished: npt.NDArray[np.intp] | slice = slice(None)
+        if ended is not None:
+            finished = ended.nonzero()[0]
+            texts = [texts[i] for i in finished]
+            tokens, starts, sentiment = tokens[finished], starts[finished], sentiment[finished]
+            if not texts:
+                return rewards, term, {}
         # <|endoftext|> and PAD are the two highest indices.
-        lengths = (final_tokens < self.vocabulary.end_index).sum(1) - final_starts
-        repeated = np.zeros(len(finished))
+        lengths = (tokens < self.vocabulary.end_index).sum(1) - starts
+        length_penalty = self._length_penalties[lengths]
+        repetition_penalty = np.zeros(len(texts))
         if self.repetition_penalty:
-            repeated[:] = [
-                _repeated_bigrams(row[start : start + length])
-                for row, start, length in zip(final_tokens, final_starts, lengths, strict=True)
+            repetition_penalty[:] = [
+                self.repetition_penalty * _repeated_bigrams(row[start : start + length])
+                for row, start, length in zip(tokens, starts, lengths, strict=True)
             ]
         info: dict[str, npt.NDArray[Any]] = {
-            "text": np.array(final_texts, object),
-            "sentiment": sentiment[finished],
-            "length_penalty": self._length_penalties[lengths],
-            "repetition_penalty": self.repetition_penalty * repeated,
+            "text": np.array(texts, object),
+            "sentiment": sentiment,
+            "length_penalty": length_penalty,
+            "repetition_penalty": repetition_penalty,
             "length": lengths,
         }
-        rewards[finished] -= info["length_penalty"] + info["repetition_penalty"]
+        rewards[finished] -= length_penalty + repetition_penalty
         for name, function in self.extra_terms.items():
-            info[name] = _scores(f"extra_terms[{name!r}]", function(final_texts), len(finished))
+            info[name] = _scores(f"extra_terms[{name!r}]", function(texts), len(texts))
             rewards[finished] += info[name]
         return rewards, term, info
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,); an empty text is neutral and isn't shown to the judge."""
         scores = np.zeros(len(texts))
-        read = [i for i, text in enumerate(texts) if text.strip()]
+        read = [i for i, text in enumerate(texts) if text and not text.isspace()]
         if read:
-            name = "sentiment_model"
-            values = _scores(name, self._judge([texts[i] for i in read]), len(read))
-            largest = np.abs(values).max()
-            if largest > 1 + 1e-6:
-                worst = values[np.abs(values).argmax()]
-                raise ValueError(
-                    f"{name} returned {worst}: scores must lie in [-1, 1]"
-                    " (P(positive) - P(negative), or tanh of a logit)"
-                )
-            scores[read] = values if largest <= 1 else values.clip(-1, 1)
+            judged = self._judge([texts[i] for i in read])
+            scores[read] = _scores("sentiment_model", judged, len(read), largest=1.0)
         return scores
 
 
@@ -201,18 +218,30 @@ def _repeated_bigrams(tokens: Tokens) -> float:
     return (len(bigrams) - len(set(bigrams))) / len(bigrams) if bigrams else 0.0
 
 
-def _scores(name: str, values: npt.ArrayLike, count: int) -> Floats:
+def _scores(
+    name: str, values: npt.ArrayLike, count: int, largest: float = sys.float_info.max
+) -> Floats:
     """What a judge or reward term returned, as float64 (count,), or an error that says its fault."""
-    scores = np.asarray(values, np.float64)
+    scores = np.array(values, np.float64)
     if scores.shape != (count,):
         raise ValueError(
             f"{name} returned an array of shape {scores.shape} for {count} texts:"
             f" it must return one float a text, shape ({count},)"
         )
-    if not np.isfinite(scores).all():
-        bad = int(np.flatnonzero(~np.isfinite(scores))[0])
+    low, high = np.minimum.reduce(scores), np.maximum.reduce(scores)  # half the cost of .min()
+    if -largest <= low and high <= largest:  # NaN is not
+        return scores
+    finite = np.isfinite(scores)
+    if not finite.all():
+        bad = int(finite.argmin())
         raise ValueError(f"{name} returned {scores[bad]} for text {bad} of {count}: must be finite")
-    return scores
+    worst = scores[np.abs(scores).argmax()]
+    if abs(worst) > largest + 1e-6:  # more than rounding
+        raise ValueError(
+            f"{name} returned {worst}: scores must lie in [-1, 1]"
+            " (P(positive) - P(negative), or tanh of a logit)"
+        )
+    return scores.clip(-largest, largest)
 
 
 def _load_judge(sentiment_model: str | os.PathLike[str] | SentimentModel) -> SentimentModel:

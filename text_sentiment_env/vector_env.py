@@ -94,7 +94,6 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         self._potentials = np.zeros(num_envs)
         self._rows = np.arange(num_envs)
         self._ended = self._rows  # the rows without a text to go on with
-        self._no_prompts = [None] * num_envs
         self._began = False
 
     @property
@@ -154,20 +153,22 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         for row in rows.tolist():
             if seeds[row] is not None:
                 self._generators[row], self._seeds[row] = seeding.np_random(seeds[row])
-        infos = self._start(rows, prompts)
+        infos = self._start(rows, [prompts[row] for row in rows.tolist()])
         self._ended = np.setdiff1d(self._ended, rows)
         self._began = True
         return self._tokens.copy(), infos
 
-    def _start(self, rows: Rows, prompts: Sequence[str | None]) -> Infos:
-        """Begins the rows' texts, B prompts given or None, and returns their reset infos."""
-        starts = [self.task.start(self._generators[row], prompts[row]) for row in rows.tolist()]
-        texts, tokens, lengths = zip(*starts, strict=True)
+    def _start(self, rows: Rows, prompts: Sequence[str | None] | None = None) -> Infos:
+        """Begins the k rows' texts, with k prompts given or None, and returns their reset infos."""
+        generators = [self._generators[row] for row in rows.tolist()]
+        texts, tokens, lengths = self.task.start(generators, prompts)
         self._tokens[rows] = self.vocabulary.pad_index
-        self._tokens[rows, : self.task.prompt_length] = tokens
+        if self.task.prompt_length:
+            self._tokens[rows, : self.task.prompt_length] = tokens
         self._starts[rows] = self._positions[rows] = lengths
-        self._potentials[rows] = 0
-        return self._infos(rows, {"prompt": np.array(texts, object)})
+        if self.task.shaping:
+            self._potentials[rows] = 0
+        return self._infos(rows, {"prompt": texts})
 
     def _reset_mask(self, mask: Any) -> Mask:
         if mask is None:
@@ -214,7 +215,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
                     f"rows {self._ended.tolist()} have no text to go on with: call reset(),"
                     " with options={'reset_mask': terminated} for the ended rows alone"
                 )
-            infos = self._start(self._ended, self._no_prompts)
+            infos = self._start(self._ended)
             # A row that restarts takes no action: PAD, written behind its prompt, changes nothing.
             actions[self._ended] = self.vocabulary.pad_index
         acting = actions != self.vocabulary.pad_index
@@ -222,18 +223,19 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         self._positions += acting
         terminated = self.task.ends(actions, self._positions - self._starts)
         self._ended = terminated.nonzero()[0]
-        judged = acting.nonzero()[0] if self.task.shaping else self._ended
         rewards = np.zeros(self.num_envs)
-        if len(judged):
-            rewards[judged], ends = self._reward(judged, terminated[judged])
-            infos |= ends
+        if self.task.shaping:
+            acting_rows = acting.nonzero()[0]
+            infos |= self._reward(rewards, acting_rows, terminated[acting_rows])
+        elif len(self._ended):
+            infos |= self._reward(rewards, self._ended)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(self._ended):
             final_obs = np.empty(self.num_envs, object)
             for row in self._ended:
                 final_obs[row] = self._tokens[row].copy()
             final = {"final_obs": final_obs, "final_info": infos}
             masks = {f"_{name}": terminated.copy() for name in final}
-            infos = final | masks | self._start(self._ended, self._no_prompts)
+            infos = final | masks | self._start(self._ended)
             self._ended = self._ended[:0]
         return self._tokens.copy(), rewards, terminated, np.zeros(self.num_envs, bool), infos
 
@@ -245,23 +247,33 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
                 f"actions must be {self.num_envs} integers, one a row, got an array of shape"
                 f" {actions.shape} and type {actions.dtype}"
             )
-        if actions.min() < 0 or actions.max() >= len(self.vocabulary):
-            row = int(np.flatnonzero((actions < 0) | (actions >= len(self.vocabulary)))[0])
+        own = actions.astype(np.int64)
+        unsigned = own.view(np.uint64)  # in which negative ones are huge
+        if np.maximum.reduce(unsigned) >= len(self.vocabulary):
+            row = int((unsigned >= len(self.vocabulary)).argmax())
             raise ValueError(
                 f"actions[{row}]={actions[row]} is out of range: it must lie in"
                 f" [0, {len(self.vocabulary)})"
             )
-        return actions.astype(np.int64)
+        return own
 
-    def _reward(self, rows: Rows, ended: Mask) -> tuple[Floats, Infos]:
-        """The rows' rewards (k,) and the infos of those that ended, from one call of the judge."""
-        rewards, self._potentials[rows], ends = self.task.reward(
+    def _reward(self, rewards: Floats, rows: Rows, ended: Mask | None = None) -> Infos:
+        """Writes the rows' rewards, from one call of the judge, and returns the infos of those that ended.
+
+        Args:
+            rewards: all rows', (B,).
+            rows: those to be judged, (k,).
+            ended: which of them have ended, bool (k,); None: all. With it, the others' text grows on.
+        """
+        rewards[rows], terms, ends = self.task.reward(
             self._tokens[rows], self._starts[rows], ended, self._potentials[rows]
         )
+        if ended is not None:
+            self._potentials[rows], rows = terms, rows[ended]
         if self.render_mode == "human" and ends:
-            for text, reward in zip(ends["text"], rewards[ended], strict=True):
+            for text, reward in zip(ends["text"], rewards[rows], strict=True):
                 print(f"{text}  [reward {reward:+.2f}]", flush=True)
-        return rewards, self._infos(rows[ended], ends)
+        return self._infos(rows, ends)
 
     def _infos(self, rows: Rows, values: dict[str, npt.NDArray[Any]]) -> Infos:
         """Gymnasium's form of some rows' values: the others hold None or 0."""
