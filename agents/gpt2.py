@@ -240,10 +240,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, S, C) to (B, S, C), with this layer's cached keys and values `kv` where given."""
         B, S, C = x.shape
-        q, k, v = (
-            part.view(B, S, self.n_head, C // self.n_head).transpose(1, 2)  # (B, H, S, D)
-            for part in self.c_attn(x).split(C, dim=2)
-        )
+        qkv = self.c_attn(x).view(B, S, 3, self.n_head, C // self.n_head)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, S, D)
         if kv is not None and slots is not None:
             q, k, v = q.to(kv[0].dtype), slots.update(kv[0], k), slots.update(kv[1], v)
         y = F.scaled_dot_product_attention(
@@ -255,7 +253,7 @@ class Attention(nn.Module):
             is_causal=slots is None or slots.length is None,
         )
         y = self.c_proj(y.transpose(1, 2).reshape(B, S, C))
-        return F.dropout(y, self.dropout, self.training)
+        return F.dropout(y, self.dropout) if self.training and self.dropout else y
 
 
 class MLP(nn.Module):
@@ -271,7 +269,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, C) to (B, S, C)."""
         x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(x, self.dropout, self.training)
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class Block(nn.Module):
@@ -708,9 +706,9 @@ class GPT2(nn.Module):
             save_file(weights, weights_file, metadata={"format": "pt"})
 
 
-# How many rows of logits are made at a time, and how many log-probabilities are kept for the gradient. Few rows
-# stay in the processor's cache, but each part also passes over the whole gradient of weight.
-_LOGITS = {"cpu": (384, 2**26), "cuda": (4096, 2**30)}
+# How many rows of logits are made at a time, forwards and backwards, and how many probabilities are kept for the
+# gradient. Few rows stay in the processor's cache; backwards each part also passes over weight's whole gradient.
+_LOGITS = {"cpu": (128, 384, 2**26), "cuda": (4096, 4096, 2**30)}
 
 
 class _LogProbs(torch.autograd.Function):
@@ -724,20 +722,21 @@ class _LogProbs(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, entropies: bool
     ) -> tuple[Tensor, Tensor]:
         kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
-        size, kept = _LOGITS[kind]
-        ctx.parts = [slice(first, first + size) for first in range(0, N, size)]
+        size, ctx.size, kept = _LOGITS[kind]
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        log_prob = hidden.new_empty(N, dtype=_at_least_float32(h[:0]).dtype)
+        buffers = _Buffers(min(size, N), w)
+        log_prob = hidden.new_empty(N, dtype=buffers.log_p.dtype)
         entropy = torch.zeros_like(log_prob)
-        held = []
-        for part in ctx.parts:
-            log_p = _log_p(h[part], w)
+        keep = N * V <= kept and any(ctx.needs_input_grad)
+        held = [buffers.log_p.new_empty(N, V)] if keep else []
+        for part in _parts(N, size):
+            log_p = buffers.fill(h[part], w)
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
+            if keep or entropies:
+                p = torch.exp(log_p, out=held[0][part] if keep else buffers.free(len(log_p)))
             if entropies:
-                entropy[part] = -log_p.exp().mul_(log_p).sum(-1)
-            if kept >= N * V and any(ctx.needs_input_grad):
-                held.append(log_p)
+                entropy[part] = -log_p.mul_(p).sum(-1)
         ctx.save_for_backward(hidden, weight, tokens, entropy, *held)
         ctx.set_materialize_grads(False)
         return log_prob, entropy
@@ -751,14 +750,16 @@ class _LogProbs(torch.autograd.Function):
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(entropy)
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        buffers = _Buffers(min(ctx.size, len(h)), w)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for i, part in enumerate(ctx.parts):
-            log_p = held[i] if held else _log_p(h[part], w)
-            grad_z = log_p.exp()
+        for part in _parts(len(h), ctx.size):
+            p = held[0][part] if held else buffers.fill(h[part], w).exp_()
             slope = -grad_log_prob[part, None]
             if grad_entropy is not None:
-                slope = slope - grad_entropy[part, None] * (log_p + entropy[part, None])
-            grad_z *= slope
+                slope = slope - grad_entropy[part, None] * entropy[part, None]
+            grad_z = torch.mul(p, slope, out=buffers.free(len(p)))
+            if grad_entropy is not None:
+                grad_z -= grad_entropy[part, None] * torch.xlogy(p, p)
             grad_z.scatter_add_(1, tokens[part, None], grad_log_prob[part, None])
             grad_z = grad_z.to(h.dtype)
             grad_hidden[part] = grad_z @ w
@@ -769,8 +770,31 @@ class _LogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _log_p(hidden: Tensor, weight: Tensor) -> Tensor:
-    return _at_least_float32(hidden @ weight.t()).log_softmax(-1)  # (n, V)
+def _parts(N: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, N, size)]
+
+
+class _Buffers:
+    """Room for one part's logits, used again for the next: a CPU takes longer to get it than to fill it."""
+
+    def __init__(self, rows: int, weight: Tensor) -> None:
+        """Takes room (rows, V) for the logits in the dtype of `weight` (V, C), and for their log-softmax."""
+        wide = _at_least_float32(weight[:0]).dtype
+        self.logits = weight.new_empty(rows, len(weight))
+        self.wide = self.logits.to(wide)  # itself, or a copy
+        self.log_p = torch.empty_like(self.wide)
+
+    def fill(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Log-probabilities (n, V) of hidden (n, C), in at least float32."""
+        n = len(hidden)
+        torch.mm(hidden, weight.t(), out=self.logits[:n])
+        if self.wide is not self.logits:
+            self.wide[:n] = self.logits[:n]
+        return torch.log_softmax(self.wide[:n], -1, out=self.log_p[:n])
+
+    def free(self, n: int) -> Tensor:
+        """The room (n, V) where the logits were."""
+        return self.wide[:n]
 
 
 def _readable(x: Tensor) -> bool:

@@ -473,8 +473,8 @@ def plain_log_probs(gpt2, hidden, tokens):
 
 @pytest.mark.parametrize(
     "held",
-    [(100, 10**6), (1, 10**6), (4, 10**6), (4, 252), (4, 253)],
-    ids="rows and kept {}".format,
+    [(100, 100, 10**6), (1, 3, 10**6), (4, 3, 10**6), (3, 4, 252), (4, 4, 253)],
+    ids="rows forwards, backwards and kept {}".format,
 )
 @pytest.mark.parametrize("weights", [(1, 0), (0, 1), (1, 1)], ids=["log-prob", "entropy", "both"])
 def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(monkeypatch, held, weights):
@@ -495,7 +495,7 @@ def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(monkeypa
 
 
 def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision(monkeypatch):
-    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", (2, 0))
+    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", (2, 3, 0))
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
     hidden, tokens = torch.randn(9, 32, requires_grad=True), torch.randint(50, (9,))
