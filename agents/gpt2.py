@@ -449,7 +449,8 @@ class GPT2(nn.Module):
         Returns:
             Two float32 tensors of shape (N,); float64 for a model of double precision.
         """
-        return _LogProbs.apply(hidden, self.wte.weight, tokens, entropies)
+        # Whether a gradient is wanted can't be asked within.
+        return _LogProbs.apply(hidden, self.wte.weight, tokens, entropies, torch.is_grad_enabled())
 
     def forward(
         self,
@@ -719,7 +720,7 @@ class _LogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, entropies: bool
+        ctx: Any, hidden: Tensor, weight: Tensor, tokens: Tensor, entropies: bool, grad: bool
     ) -> tuple[Tensor, Tensor]:
         kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
         size, ctx.size, kept = _LOGITS[kind]
@@ -728,7 +729,7 @@ class _LogProbs(torch.autograd.Function):
         buffers = _Buffers(min(size, N), w)
         log_prob = hidden.new_empty(N, dtype=buffers.log_p.dtype)
         entropy = torch.zeros_like(log_prob)
-        keep = N * V <= kept and any(ctx.needs_input_grad)
+        keep = grad and kept >= N * V and any(ctx.needs_input_grad)
         held = [buffers.log_p.new_empty(N, V)] if keep else []
         for part in _parts(N, size):
             log_p = buffers.fill(h[part], w)
@@ -745,13 +746,14 @@ class _LogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
-    ) -> tuple[Tensor, Tensor, None, None]:
+    ) -> tuple[Tensor | None, ...]:
         hidden, weight, tokens, entropy, *held = ctx.saved_tensors
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(entropy)
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         buffers = _Buffers(min(ctx.size, len(h)), w)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        mixed = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
         for part in _parts(len(h), ctx.size):
             p = held[0][part] if held else buffers.fill(h[part], w).exp_()
             slope = -grad_log_prob[part, None]
@@ -761,13 +763,16 @@ class _LogProbs(torch.autograd.Function):
             if grad_entropy is not None:
                 grad_z -= grad_entropy[part, None] * torch.xlogy(p, p)
             grad_z.scatter_add_(1, tokens[part, None], grad_log_prob[part, None])
-            grad_z = grad_z.to(h.dtype)
+            if grad_z.dtype != h.dtype:
+                grad_z = buffers.logits[: len(p)].copy_(grad_z)
             grad_hidden[part] = grad_z @ w
-            if grad_z.dtype == grad_weight.dtype:
+            if mixed is None:
                 grad_weight.addmm_(grad_z.t(), h[part])
             else:
-                grad_weight += grad_z.t() @ h[part]
-        return grad_hidden, grad_weight, None, None
+                torch.mm(grad_z.t(), h[part], out=mixed)
+                for some in _parts(len(mixed), 4096):  # a sum of two dtypes widens a copy first
+                    grad_weight[some] += mixed[some]
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _parts(N: int, size: int) -> list[slice]:
