@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +206,14 @@ class TextSentimentTask:
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,); an empty text is neutral and isn't shown to the judge."""
-        scores = np.zeros(len(texts))
-        read = [i for i, text in enumerate(texts) if text and not text.isspace()]
-        if read:
-            judged = self._judge([texts[i] for i in read])
-            scores[read] = _scores("sentiment_model", judged, len(read), largest=1.0)
+        written = [text != "" and not text.isspace() for text in texts]
+        read = list(compress(texts, written))
+        if not read:
+            return np.zeros(len(texts))
+        scores = _scores("sentiment_model", self._judge(read), len(read), largest=1.0)
+        if len(read) < len(texts):
+            scores, of_read = np.zeros(len(texts)), scores
+            scores[written] = of_read
         return scores
 
 
