@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,6 +224,11 @@ class Slots(NamedTuple):
         return stored if self.read_rows is None else stored.index_select(0, self.read_rows)
 
 
+def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    # Even a call that does nothing would be a few percent of a small model's token.
+    return F.dropout(x, p) if training and p else x
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
@@ -253,7 +259,7 @@ class Attention(nn.Module):
             is_causal=slots is None or slots.length is None,
         )
         y = self.c_proj(y.transpose(1, 2).reshape(B, S, C))
-        return F.dropout(y, self.dropout) if self.training and self.dropout else y
+        return _dropout(y, self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -269,7 +275,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, C) to (B, S, C)."""
         x = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
-        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+        return _dropout(x, self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -423,7 +429,7 @@ class GPT2(nn.Module):
                 raise ValueError("cache holds no gradients: use it under torch.no_grad()")
             slots = cache.slots(positions, cache_rows, cache_length, prefill=from_start)
         x = self.wte(ids) + self.wpe(positions)  # (B, S, C)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = _dropout(x, self.config.dropout, self.training)
         for i, block in enumerate(self.h):
             x = block(x, cache.layers[i] if cache is not None else None, slots)
         return self.ln_f(x)
@@ -726,16 +732,16 @@ class _LogProbs(torch.autograd.Function):
         size, ctx.size, kept = _LOGITS[kind]
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        buffers = _Buffers(min(size, N), w)
-        log_prob = hidden.new_empty(N, dtype=buffers.log_p.dtype)
+        room = _Workspace(min(size, N), w)
+        log_prob = hidden.new_empty(N, dtype=room.wide.dtype)
         entropy = torch.zeros_like(log_prob)
         keep = grad and kept >= N * V and any(ctx.needs_input_grad)
-        held = [buffers.log_p.new_empty(N, V)] if keep else []
+        held = [room.wide.new_empty(N, V)] if keep else []
         for part in _parts(N, size):
-            log_p = buffers.fill(h[part], w)
+            log_p = room.log_softmax(h[part], w)
             log_prob[part] = log_p.gather(1, tokens[part, None])[:, 0]
             if keep or entropies:
-                p = torch.exp(log_p, out=held[0][part] if keep else buffers.free(len(log_p)))
+                p = torch.exp(log_p, out=held[0][part] if keep else room.wide[: len(log_p)])
             if entropies:
                 entropy[part] = -log_p.mul_(p).sum(-1)
         ctx.save_for_backward(hidden, weight, tokens, entropy, *held)
@@ -751,27 +757,27 @@ class _LogProbs(torch.autograd.Function):
         if grad_log_prob is None:
             grad_log_prob = torch.zeros_like(entropy)
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        buffers = _Buffers(min(ctx.size, len(h)), w)
+        room = _Workspace(min(ctx.size, len(h)), w)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        mixed = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
+        product = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
         for part in _parts(len(h), ctx.size):
-            p = held[0][part] if held else buffers.fill(h[part], w).exp_()
+            p = held[0][part] if held else room.log_softmax(h[part], w).exp_()
             slope = -grad_log_prob[part, None]
             if grad_entropy is not None:
                 slope = slope - grad_entropy[part, None] * entropy[part, None]
-            grad_z = torch.mul(p, slope, out=buffers.free(len(p)))
+            grad_z = torch.mul(p, slope, out=room.wide[: len(p)])
             if grad_entropy is not None:
                 grad_z -= grad_entropy[part, None] * torch.xlogy(p, p)
             grad_z.scatter_add_(1, tokens[part, None], grad_log_prob[part, None])
             if grad_z.dtype != h.dtype:
-                grad_z = buffers.logits[: len(p)].copy_(grad_z)
+                grad_z = room.logits[: len(p)].copy_(grad_z)
             grad_hidden[part] = grad_z @ w
-            if mixed is None:
+            if product is None:
                 grad_weight.addmm_(grad_z.t(), h[part])
             else:
-                torch.mm(grad_z.t(), h[part], out=mixed)
-                for some in _parts(len(mixed), 4096):  # a sum of two dtypes widens a copy first
-                    grad_weight[some] += mixed[some]
+                torch.mm(grad_z.t(), h[part], out=product)
+                for some in _parts(len(product), 4096):  # a sum of two dtypes widens a copy first
+                    grad_weight[some] += product[some]
         return grad_hidden, grad_weight, None, None, None
 
 
@@ -779,27 +785,31 @@ def _parts(N: int, size: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, N, size)]
 
 
-class _Buffers:
-    """Room for one part's logits, used again for the next: a CPU takes longer to get it than to fill it."""
+class _Workspace:
+    """Room for one part's logits, used again for the next: a CPU takes longer to get it than to fill it.
+
+    Attributes:
+        logits: (rows, V) in the dtype of the weight.
+        wide: (rows, V) in at least float32: `logits` itself, or a copy.
+    """
 
     def __init__(self, rows: int, weight: Tensor) -> None:
-        """Takes room (rows, V) for the logits in the dtype of `weight` (V, C), and for their log-softmax."""
-        wide = _at_least_float32(weight[:0]).dtype
         self.logits = weight.new_empty(rows, len(weight))
-        self.wide = self.logits.to(wide)  # itself, or a copy
-        self.log_p = torch.empty_like(self.wide)
+        wide = _at_least_float32(weight[:0]).dtype
+        same = wide == weight.dtype
+        self.wide = self.logits if same else torch.empty_like(self.logits, dtype=wide)
 
-    def fill(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Log-probabilities (n, V) of hidden (n, C), in at least float32."""
+    @cached_property
+    def _log_p(self) -> Tensor:
+        return torch.empty_like(self.wide)
+
+    def log_softmax(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Log-probabilities (n, V) of hidden (n, C); `wide` is free again."""
         n = len(hidden)
         torch.mm(hidden, weight.t(), out=self.logits[:n])
         if self.wide is not self.logits:
             self.wide[:n] = self.logits[:n]
-        return torch.log_softmax(self.wide[:n], -1, out=self.log_p[:n])
-
-    def free(self, n: int) -> Tensor:
-        """The room (n, V) where the logits were."""
-        return self.wide[:n]
+        return torch.log_softmax(self.wide[:n], -1, out=self._log_p[:n])
 
 
 def _readable(x: Tensor) -> bool:

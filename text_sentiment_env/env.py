@@ -213,8 +213,8 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
             rewards, self._potential, infos = self.task.reward(
                 self._tokens[None],
                 np.array([self._start]),
-                None if self._over else np.array([False]),
                 self._potential,
+                None if self._over else np.array([False]),
             )
             reward = float(rewards[0])
             info = {name: values.item() for name, values in infos.items()}

@@ -154,17 +154,17 @@ class TextSentimentTask:
         self,
         tokens: Tokens,
         starts: Tokens,
+        potential: Floats,
         ended: npt.NDArray[np.bool_] | None = None,
-        potential: Floats | float = 0.0,
     ) -> tuple[Floats, Floats, dict[str, npt.NDArray[Any]]]:
         """Judges k texts in one call and sums the terms of their rewards.
 
         Args:
             tokens: the texts, prompts included, as their observations show them, int64 (k, L).
             starts: the length of each one's prompt, int64 (k,).
+            potential: the sentiment term already paid to each, float64 (k,), 0 without shaping.
             ended: which texts are finished, bool (k,); None: all. An unfinished one (dense shaping) gets
                 only the increment of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
-            potential: the sentiment term already paid to each, float64 (k,), 0 without shaping.
 
         Returns:
             Rewards (k,), the sentiment terms (k,), and the finished texts' info, arrays over them.
@@ -206,7 +206,7 @@ class TextSentimentTask:
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,); an empty text is neutral and isn't shown to the judge."""
-        written = [text != "" and not text.isspace() for text in texts]
+        written = [bool(text.strip()) for text in texts]
         read = list(compress(texts, written))
         if not read:
             return np.zeros(len(texts))

@@ -266,7 +266,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             ended: which of them have ended, bool (k,); None: all. With it, the others' text grows on.
         """
         rewards[rows], terms, ends = self.task.reward(
-            self._tokens[rows], self._starts[rows], ended, self._potentials[rows]
+            self._tokens[rows], self._starts[rows], self._potentials[rows], ended
         )
         if ended is not None:
             self._potentials[rows], rows = terms, rows[ended]
