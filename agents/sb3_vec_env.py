@@ -7,7 +7,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -159,3 +161,31 @@ def _merge(options: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Gymnasium's one dict of options from SB3's one a row: a list under each key."""
     keys = {key for row in options for key in row}
     return {key: [row.get(key) for row in options] for key in keys} or None
+
+
+def wrap_token_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+    """Any environment in which an action is a token, as a `VecEnv`.
+
+    Args:
+        env: a Gymnasium `VectorEnv`, a single environment, or a `VecEnv`.
+        verbose, monitor_wrapper: as in stable-baselines3.
+
+    Raises:
+        ValueError: if its actions are not tokens, or its observations are no longer token ids.
+    """
+    if isinstance(env, VectorEnv):
+        env = SB3VecEnv(env)
+    env = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(
+            f"env has the action space {env.action_space}, but must have Discrete(V), an action a"
+            " token: REINFORCE plays environments such as TextSentiment-v0"
+        )
+    if not env.has_attr("vocabulary"):
+        raise ValueError(
+            "env has no attribute `vocabulary` that says which GPT-2 token each action is: use"
+            " TextSentiment-v0, or give your environment a text_sentiment_env.Vocabulary"
+        )
+    if getattr(env, "norm_obs", False):
+        raise ValueError("env normalises token ids: make VecNormalize with norm_obs=False")
+    return env
