@@ -18,21 +18,12 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import distributed
+from agents import checkpoint, distributed
 from agents.advantages import Baseline, monte_carlo_returns
 from agents.callbacks import add_progress_bar
-from agents.checkpoint import (
-    Target,
-    optimizer_state,
-    optimizer_state_dict,
-    random_state,
-    read_archive,
-    restore_random_states,
-    write_archive,
-)
+from agents.checkpoint import Target
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
     HYPERPARAMETERS,
@@ -177,9 +168,7 @@ class REINFORCE(BaseAlgorithm):
 
     # -------------------------------------------------------------------------------------- set-up
 
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return wrap_token_env(env, verbose, monitor_wrapper)
+    _wrap_env = staticmethod(wrap_token_env)
 
     def _token_ids(self) -> list[int] | None:
         return None if self.env is None else self.env.get_attr("vocabulary")[0].token_ids.tolist()
@@ -306,7 +295,9 @@ class REINFORCE(BaseAlgorithm):
         self._stop_requested = False
         callback.on_training_start(locals(), globals())
         if self._random_states is not None and self.env is not None:
-            restore_random_states(self._random_states, self.env, self.seed, self._n_updates)
+            checkpoint.restore_random_states(
+                self._random_states, self.env, self.seed, self._n_updates
+            )
             self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
             began = time.perf_counter()
@@ -521,11 +512,11 @@ class REINFORCE(BaseAlgorithm):
         if callable(arguments["learning_rate"]):
             arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
         kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
-        groups, optimizer = optimizer_state(self.policy.optimizer)
+        groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
         states = self._random_states
         if states is None:
             rows = [] if self.env is None else self.env.get_attr("np_random")
-            states = distributed.gather_objects(random_state(rows))
+            states = distributed.gather_objects(checkpoint.random_state(rows))
         data = {
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
@@ -544,7 +535,7 @@ class REINFORCE(BaseAlgorithm):
             "baseline": {} if average is None else {"ema": average},
         }
         if distributed.rank() == 0:
-            write_archive(path, data, tensors)
+            checkpoint.write_archive(path, data, tensors)
         distributed.wait()
 
     @classmethod
@@ -578,7 +569,8 @@ class REINFORCE(BaseAlgorithm):
         """
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
-        data, tensors = read_archive(path)
+        data, tensors = checkpoint.read_archive(path)
+        checkpoint.check_contents(data, tensors)
         if unknown := sorted(
             set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
         ):
@@ -623,6 +615,7 @@ class REINFORCE(BaseAlgorithm):
         model._random_states = [data["random_state"], *data.get("other_ranks", [])]
         model._parallelize()
         model._load_weights(data, tensors)
+        checkpoint.check_tensors("reference", tensors["reference"], model.reference.state_dict())
         distributed.load_full_state_dict(model.reference, tensors["reference"])
         return model
 
@@ -635,13 +628,15 @@ class REINFORCE(BaseAlgorithm):
         """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
         if isinstance(load_path_or_dict, dict):
             return super().set_parameters(load_path_or_dict, exact_match, device)
-        return self._load_weights(*read_archive(load_path_or_dict))
+        return self._load_weights(*checkpoint.read_archive(load_path_or_dict))
 
     def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
         check_same_shape(self.policy.config, data["policy_kwargs"]["config"])
+        checkpoint.check_tensors("policy", tensors["policy"], self.policy.state_dict())
         distributed.load_full_state_dict(self.policy, tensors["policy"])
         optimizer = self.policy.optimizer
-        state = optimizer_state_dict(data["optimizer_groups"], tensors["optimizer"])
+        groups = data["optimizer_groups"]
+        state = checkpoint.optimizer_state_dict(groups, tensors["optimizer"], optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, values in state["state"].items():
             for name, value in values.items():
