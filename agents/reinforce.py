@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +32,7 @@ from agents.hyperparameters import (
     learning_rate_factor,
 )
 from agents.metrics import finite_measures, rollout_metrics, update_metrics
-from agents.policy import GPT2Policy, TokenEvaluation, check_same_shape, with_vocabulary
+from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
 from agents.rollout import Episodes, collect_episodes
 from agents.sb3_vec_env import wrap_token_env
 
@@ -64,11 +63,12 @@ class REINFORCE(BaseAlgorithm):
     """
 
     ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
+    policy_aliases: ClassVar[dict[str, Any]] = {"GPT2Policy": GPT2Policy}
     policy: GPT2Policy
 
     def __init__(
         self,
-        policy: type[GPT2Policy],
+        policy: str | type[GPT2Policy],
         env: GymEnv | VectorEnv | None,
         learning_rate: float | Schedule = 1e-4,
         pretrained: str | GPT2 | None = None,
@@ -97,7 +97,7 @@ class REINFORCE(BaseAlgorithm):
         """Makes the agent.
 
         Args:
-            policy: `GPT2Policy` or a subclass.
+            policy: `GPT2Policy` (or its name), or a subclass.
             env: a Gymnasium `VectorEnv`, a single environment, or a stable-baselines3 `VecEnv`, of
                 `TextSentiment-v0`; its rows are the batch.
             learning_rate: AdamW's, or a function of the remaining progress from 1 to 0.
@@ -186,6 +186,8 @@ class REINFORCE(BaseAlgorithm):
             gpt2 = gpt2.restrict(token_ids)
             config = gpt2.config
         if config is not None:
+            width = self.observation_space.shape[0]  # type: ignore[index]
+            config = complete_config(config, len(token_ids), width)
             self.policy_kwargs["config"] = with_vocabulary(config, token_ids).to_dict()
         self._setup_model()
         if gpt2 is not None:
@@ -375,8 +377,8 @@ class REINFORCE(BaseAlgorithm):
             current = [self._evaluate_texts(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
             start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
-            log_prob, entropy, values = map(_gather_rows, zip(*current, strict=True))  # (B, L)
-            log_ratio = log_prob - _gather_rows([part.log_prob for part in start])
+            log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
+            log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
         totals: dict[str, Tensor] = {}
@@ -631,7 +633,7 @@ class REINFORCE(BaseAlgorithm):
         return self._load_weights(*checkpoint.read_archive(load_path_or_dict))
 
     def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        check_same_shape(self.policy.config, data["policy_kwargs"]["config"])
+        self.policy.check_same_shape(data["policy_kwargs"]["config"])
         checkpoint.check_tensors("policy", tensors["policy"], self.policy.state_dict())
         distributed.load_full_state_dict(self.policy, tensors["policy"])
         optimizer = self.policy.optimizer
@@ -642,8 +644,3 @@ class REINFORCE(BaseAlgorithm):
             for name, value in values.items():
                 values[name] = distributed.shard_like(value, parameters[index])
         optimizer.load_state_dict(state)
-
-
-def _gather_rows(parts: Sequence[Tensor]) -> Tensor:
-    """The whole batch (B, L) from this rank's parts."""
-    return distributed.gather(torch.cat([*parts]))
