@@ -10,6 +10,7 @@ changes that, and gives a reason:
 
 import contextlib
 import io
+import json
 import os
 import re
 import runpy
@@ -370,6 +371,26 @@ def test_the_two_commands():
         'python -m pip install -e ".[test]" && python -m pytest',
     ):
         assert f"```bash\n{command}\n```" in text
+
+
+def test_the_picture_and_the_row_of_results(tmp_path, capsys):
+    for seed, sentiment in enumerate((0.8, 0.9)):
+        run = tmp_path / f"seed{seed}"
+        run.mkdir()
+        names = ("sentiment", "vader", "perplexity", "distinct_texts", "kl", "length")
+        ends = {"before": dict.fromkeys(names, 0.0), "after": dict.fromkeys(names, sentiment)}
+        summary = ends | {"arguments": {"target_length": [8, 20]}, "seconds": 60.0}
+        (run / "summary.json").write_text(json.dumps(summary), "utf-8")
+        head = "train/n_updates,rollout/sentiment,rollout/length,train/kl"
+        (run / "progress.csv").write_text(f"{head}\n1,0.1,9,0\n2,0.2,8,0.1\n", "utf-8")
+    main = runpy.run_path(str(ROOT / "examples" / "images" / "plot_runs.py"))["main"]
+    assert (
+        main([str(tmp_path / "seed0"), str(tmp_path / "seed1"), "--out", str(tmp_path / "p.png")])
+        == 0
+    )
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| +0.000 → +0.850 ± 0.050 |")  # (0.9 - 0.8) / 2: deviation / √2
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_citation_is_of_this_version():
