@@ -19,10 +19,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
+from agents.callbacks import ProgressBar
 from agents.checkpoint import Checkpointed
 from agents.gpt2 import GPT2, GPT2Config
 from agents.policy import GPT2Policy, Scores
-from agents.progress import ProgressBar
 from agents.returns import BASELINES, hold_last, leave_one_out, monte_carlo_returns
 from agents.rollout import Episodes, collect
 from agents.vec_env import SB3VecEnv

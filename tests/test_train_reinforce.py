@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from agents import GPT2, REINFORCE
+from agents.runs import RunFolder
+from examples import train_reinforce
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-import train_reinforce  # noqa: E402
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 
 def test_writes_everything(finished):
     assert {
-        "arguments.json", "checkpoint.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
+        "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
         "summary.json",
     } == {p.name for p in finished.iterdir()}  # fmt: skip
     summary = json.loads((finished / "summary.json").read_text())
@@ -78,11 +78,11 @@ def test_the_saved_model_is_the_policy(finished):
 
 def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
     """Killed behind the checkpoint of update 3 with a log that is further on."""
-    saved = train_reinforce.RunCallback.save
+    save = RunFolder.save
     monkeypatch.setattr(
-        train_reinforce.RunCallback,
+        RunFolder,
         "save",
-        lambda self: saved(self) if self.model._n_updates == 3 else None,
+        lambda self, model, keep: model._n_updates == 3 and save(self, model, keep),
     )
     assert run(tmp_path / "run", "--updates", "4", "--save-every", "3") == 0
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_nothing_to_resume(tmp_path, capsys):
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/reviews-seed0").mkdir(parents=True)
-    assert train_reinforce.parse_arguments([]).out == os.path.join("runs", "reviews-seed0-2")
+    assert train_reinforce.parse_arguments([]).run.out == os.path.join("runs", "reviews-seed0-2")
 
 
 def test_interrupt_saves_and_exits_cleanly(tmp_path):
@@ -145,7 +145,7 @@ def test_interrupt_saves_and_exits_cleanly(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 130, output
     assert "stopping after this update" in output
     assert REINFORCE.load(out / "checkpoint.zip")._n_updates == len(rows(out)) > 0
     assert json.loads((out / "summary.json").read_text())["updates"] == len(rows(out))
@@ -216,5 +216,5 @@ def test_every_flag_has_help():
 
 
 def test_openings_fit_gpt2_and_are_distinct():
-    lines = (ROOT / "examples/review_openings.txt").read_text().splitlines()
+    lines = (ROOT / "agents/data/review_openings.txt").read_text().splitlines()
     assert len(lines) == len(set(lines)) >= 90
