@@ -63,11 +63,11 @@ class EnvironmentArgs:
     target: Literal["positive", "negative"] = "positive"
     """the sentiment to write"""
     length_penalty: float = 0.5
-    """λ, per share of max_tokens beyond --target-length"""
+    """weight of the length penalty, per share of max_tokens beyond --target-length"""
     target_length: tuple[int, int] = (8, 20)
     """LO HI: tokens without penalty"""
     repetition_penalty: float = 0.0
-    """μ, times the share of repeated bigrams"""
+    """weight of the share of repeated bigrams"""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class ReinforceArgs:
     vf_coef: float = 0.5
     """weight of the value loss, for --baseline value"""
     kl_coef: float = 0.03
-    """β, weight of the divergence from the start model"""
+    """weight of the KL divergence from the start model"""
     kl_estimator: Literal["k1", "k3"] = "k1"
     """in the reward, or in the loss"""
     max_grad_norm: float = 1.0

@@ -61,9 +61,12 @@ def parse(defaults: T, argv: Sequence[str] | None = None, description: str | Non
 
 def _unboxed(box: str) -> str:
     """The first section of an error that tyro has drawn as a box, in one line."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line and set(line) == {"─"}), len(lines))
-    return " ".join(lines[:rule]).removesuffix(".") + "; see --help"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
+    _title, *rows = (row.strip("│ ") for row in plain.splitlines() if row.strip())
+    is_rule = [set(row) <= set("─-╰╯") for row in rows]
+    first = is_rule.index(False)
+    last = is_rule.index(True, first) if True in is_rule[first:] else len(rows)
+    return " ".join(rows[first:last]).removesuffix(".") + "; see --help"
 
 
 def from_flags(defaults: T, values: Mapping[str, Any]) -> T:
