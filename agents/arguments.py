@@ -168,13 +168,13 @@ RESUMABLE = {f.name for f in fields(RunArgs)} - {"preset", "seed"} | {"micro_bat
 def parse_arguments(argv: Sequence[str] | None = None, description: str | None = None) -> Args:
     """Reads the command line; defaults come from --preset, or from the run that --resume continues."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    first = cli.parse(Args(), argv, description).run
+    first = cli.parse(Args, argv, description).run
     folders = run_folders(f"{first.preset}-seed{first.seed}")
     if first.resume:
         latest = next((path for path in reversed(folders) if path.exists()), folders[0])
         folder = RunFolder(first.out or latest)
-        recorded = cli.from_flags(Args(), folder.read_arguments())
-        args = cli.parse(recorded, argv)
+        recorded = cli.from_values(Args, folder.read_arguments())
+        args = cli.parse(Args, argv, default=recorded)
         for name, value in args.flat().items():
             if name not in RESUMABLE and value != recorded.flat()[name]:
                 raise ValueError(
@@ -184,7 +184,7 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
                 )
         args.run.out = str(folder.path)
     else:
-        args = cli.parse(PRESETS[first.preset], argv)
+        args = cli.parse(Args, argv, default=PRESETS[first.preset])
         args.run.out = first.out or str(next(path for path in folders if not path.exists()))
     check(args)
     return args

@@ -7,7 +7,7 @@ class Args:
 
 @cli.errors_in_one_line
 def main(argv=None):
-    args = cli.parse(Args(), argv, __doc__)
+    args = cli.parse(Args, argv, __doc__)
 """
 
 from __future__ import annotations
@@ -31,27 +31,36 @@ P = ParamSpec("P")
 # What the library raises for bad input. ModuleNotFoundError: an extra that is not installed.
 BAD_INPUT = (ValueError, OSError, MemoryError, OverflowError, ModuleNotFoundError, gym.error.Error)
 
+PLUG = ("ray", "sb3_contrib", "tensordict", "torchrl")  # what the extra `plug` brings
 
-def parse(defaults: T, argv: Sequence[str] | None = None, description: str | None = None) -> T:
-    """Reads flags into a copy of `defaults`, a dataclass instance; `--help` prints and exits.
+
+def parse(
+    arguments: type[T],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default: T | None = None,
+) -> T:
+    """Reads flags into a dataclass; `--help` prints and exits.
 
     Args:
-        defaults: its fields are the flags and its values their defaults; nested dataclasses are groups.
+        arguments: the class; its fields are the flags, and nested dataclasses are groups of them.
         argv: the command line; None: this program's.
         description: text above the flags in `--help`.
+        default: the flags' defaults; None: the class's.
 
     Raises:
         ValueError: for flags that are unknown or malformed.
     """
     printed = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": copy.deepcopy(default)}
     try:
         with redirect_stderr(printed):
             return tyro.cli(
-                type(defaults),
+                arguments,
                 args=argv,
-                default=copy.deepcopy(defaults),
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
+                **options,
             )
     except SystemExit as error:
         if not error.code:
@@ -69,7 +78,7 @@ def _unboxed(box: str) -> str:
     return " ".join(rows[first:last]).removesuffix(".") + "; see --help"
 
 
-def from_flags(defaults: T, values: Mapping[str, Any]) -> T:
+def from_values(arguments: type[T], values: Mapping[str, Any]) -> T:
     """Like `parse`, from values by field name; their types are checked as a command line's are."""
     argv: list[str] = []
     for name, value in values.items():
@@ -79,7 +88,7 @@ def from_flags(defaults: T, values: Mapping[str, Any]) -> T:
             argv += [flag(name), *map(str, value)]
         elif value is not None:
             argv.append(f"{flag(name)}={value}")
-    return parse(defaults, argv)
+    return parse(arguments, argv)
 
 
 def positive(arguments: Any, *names: str) -> None:
@@ -141,6 +150,9 @@ def errors_in_one_line(main: Callable[P, T]) -> Callable[P, T]:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f'{error.name} is not installed: pip install "text-sentiment-env[plug]"'
+        extra = (error.name or "").partition(".")[0] in PLUG
+        return f"{error.name} is missing: " + (
+            'pip install -e ".[plug]" brings it' if extra else f"pip install {error.name}"
+        )
     text = str(error) or type(error).__name__
     return re.sub(r"\s+", " ", text).strip()

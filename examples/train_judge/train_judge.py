@@ -329,7 +329,7 @@ class SmokeTeacher:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Args:
-    args = cli.parse(Args(), argv, __doc__)
+    args = cli.parse(Args, argv, __doc__)
     names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
     cli.positive(args, *names, "threads")
     cli.check_device(args.device)
