@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,8 +106,8 @@ class ConsoleCallback(BaseCallback):
 class AppendingCSV(KVWriter):
     """A log of one row an update, in which a resumed run goes on behind its checkpoint's last row.
 
-    Columns are in alphabetical order. A row is on the disk when `write` returns: a checkpoint that is
-    saved later never knows of an update that the log has lost.
+    Columns are in alphabetical order. A row is in the file when `write` returns, where it survives a
+    kill of the program; `RunFolder.save` makes it survive a power cut.
     """
 
     def __init__(self, path: Path, updates: int) -> None:
@@ -129,8 +128,6 @@ class AppendingCSV(KVWriter):
             return self._replace([*read_rows(self._path), row])
         with open(self._path, "a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
         self._columns = sorted({column for row in rows for column in row})
@@ -155,5 +152,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
-    rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
-    return [row for row in rows if None not in row.values() and row.get(UPDATES, "").isdigit()]
+    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
+    whole = (row for row in rows if None not in row and None not in row.values())
+    return [row for row in whole if row.get(UPDATES, "").isdigit()]

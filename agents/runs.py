@@ -15,7 +15,7 @@ from typing import Any
 import filelock
 
 from agents import distributed
-from agents.atomic import atomic_write, remove_leftovers, sync_folder
+from agents.atomic import atomic_write, remove_leftovers, sync_file, sync_folder
 from agents.reinforce import REINFORCE
 
 NEWEST = "checkpoint.zip"
@@ -78,8 +78,11 @@ class RunFolder:
     def save(self, model: REINFORCE, keep: int) -> None:
         """Writes a checkpoint and keeps the last `keep`; all ranks must call this.
 
-        The new one is whole before an old one moves: a kill at any point loses none of them.
+        The new one is whole before an old one moves: a kill at any point loses none of them. The log is
+        flushed first, so that it holds a row for every update of the checkpoint.
         """
+        if distributed.rank() == 0 and (log := self.path / "progress.csv").exists():
+            sync_file(log)
         model.save(self._incoming)
         if distributed.rank() == 0:
             self._rotate(keep)

@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             saved = bool(RunFolder(str(args.run.out)).checkpoints())
             with suppress(OSError):  # the terminal may be gone
                 print("stopped;", "--resume goes on" if saved else "nothing was saved yet")
-            return stop.status
+            return stop.status or 130
     distributed.leave()
     return status
 
