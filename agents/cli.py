@@ -155,4 +155,5 @@ def _message(error: BaseException) -> str:
             'pip install -e ".[plug]" brings it' if extra else f"pip install {error.name}"
         )
     text = str(error) or type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates cannot be printed
     return re.sub(r"\s+", " ", text).strip()
