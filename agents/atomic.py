@@ -1,19 +1,22 @@
-"""Write files whole or not at all."""
+"""Files that appear under their name whole or not at all, whenever the program is killed."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_LEFTOVER = re.compile(r"\..+\.\d+(\.tmp)?")  # `.NAME.PID.tmp`; older versions wrote `.NAME.PID`
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, and renames it to `path` once it is written.
+    """Yields a temporary path beside `path`, and renames the file written there to `path`.
 
-    File and folder are flushed to the disk, so that after a crash `path` holds either its old
-    content or all of the new one. The temporary file is removed if writing fails.
+    File and folder are flushed to the disk, so that the new file also survives a power cut. After an
+    error the old file is as it was and the temporary one is gone.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -21,18 +24,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors lets only the owner read
-        _flush(temporary)
-        temporary.replace(path)
-        if os.name == "posix":  # Windows cannot open a folder
-            _flush(path.parent)
+        temporary.chmod(mode)  # safetensors creates files that only their owner can read
+        sync_file(temporary)
+        os.replace(temporary, path)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Flushes a file to the disk, so that it survives a power cut."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes a folder's list of names to the disk; Windows has no such call."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of killed writes; nobody else may be writing to the folder."""
+    for path in folder.glob(".*"):
+        if _LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink()

@@ -15,7 +15,6 @@ a mean reward that is not finite or below --failed-below; it is reported, and wh
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -23,25 +22,26 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-import sb3_contrib
 import stable_baselines3 as sb3
 import torch
-from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import text_sentiment_env
-from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv, TokenEmbedding
+from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv, TokenEmbedding, cli
 from agents.advantages import BASELINES
+from agents.atomic import atomic_write
 
 BINS = 40  # points of a learning curve
 SB3_ROWS = REINFORCE_ROWS = 16
@@ -58,6 +58,15 @@ PPO_ARGUMENTS: dict[str, Any] = {
 REINFORCE_ARGUMENTS: dict[str, Any] = {
     **{"policy": GPT2Policy, "ent_coef": 0.001, "learning_rate": 2e-3},
 }
+
+
+def maskable_ppo(**arguments: Any) -> Any:
+    """sb3_contrib's MaskablePPO; imported when used, so that --help works without the package."""
+    from sb3_contrib import MaskablePPO
+
+    return MaskablePPO(**arguments)
+
+
 # Algorithm and arguments; nothing here differs between seeds.
 AGENTS: dict[str, tuple[Callable[..., Any] | None, dict[str, Any]]] = {
     "random": (None, {}),
@@ -66,7 +75,7 @@ AGENTS: dict[str, tuple[Callable[..., Any] | None, dict[str, Any]]] = {
     "a2c-gpt2": (A2C, A2C_ARGUMENTS | {"policy": GPT2Policy, "learning_rate": 1e-3}),
     "ppo-mlp": (PPO, PPO_ARGUMENTS | MLP | {"learning_rate": 1e-3}),
     "ppo-gpt2": (PPO, PPO_ARGUMENTS | {"policy": GPT2Policy, "learning_rate": 1e-3}),
-    "maskable-ppo": (MaskablePPO, PPO_ARGUMENTS | MLP | {"learning_rate": 1e-3}),
+    "maskable-ppo": (maskable_ppo, PPO_ARGUMENTS | MLP | {"learning_rate": 1e-3}),
     "dqn": (
         DQN,
         MLP
@@ -79,30 +88,55 @@ AGENTS["reinforce-rloo"][1]["group_size"] = 4
 GPT2_AGENTS = [name for name, (_, a) in AGENTS.items() if a.get("policy") is GPT2Policy]
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/compare"), help="folder to write to")
-    add("--agents", nargs="+", choices=AGENTS, metavar="AGENT", help=f"of {', '.join(AGENTS)}; all")
-    add("--seeds", type=int, default=5, help="runs of each agent, seeds 0, 1, ... (5)")
-    add("--tokens", type=int, default=50_000, help="what each run may write (50,000)")
-    add("--eval-episodes", type=int, default=200, help="texts judged after training (200)")
-    add("--failed-below", type=float, default=0.5, help="mean reward of a failed run (0.5)")
-    add("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
-    add("--sentiment-model", default="bundled", help="the judge (bundled)")
-    add("--pretrained", metavar="MODEL", help="start GPT-2s from: reviews, or a directory")
-    add("--learning-rate", type=float, help="of all agents, instead of each one's own")
-    args = parser.parse_args(argv)
-    for name in ("seeds", "tokens", "eval_episodes", "processes"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+AgentName = Literal[
+    "random",
+    "reinforce-none",
+    "reinforce-mean",
+    "reinforce-ema",
+    "reinforce-rloo",
+    "reinforce-value",
+    "a2c-mlp",
+    "a2c-gpt2",
+    "ppo-mlp",
+    "ppo-gpt2",
+    "maskable-ppo",
+    "dqn",
+]
+
+
+@dataclass
+class Args:
+    """All flags."""
+
+    out: Path = Path("runs/compare")
+    """folder to write to"""
+    agents: tuple[AgentName, ...] = ()
+    """agents to compare; default: all"""
+    seeds: int = 5
+    """runs of each agent, with seeds 0, 1, ..."""
+    tokens: int = 50_000
+    """tokens that each run may write"""
+    eval_episodes: int = 200
+    """texts judged after training"""
+    failed_below: float = 0.5
+    """mean reward below which a run has failed"""
+    processes: int = os.cpu_count() or 1
+    """runs at a time, a thread each"""
+    sentiment_model: str = "bundled"
+    """the judge"""
+    pretrained: str | None = None
+    """start GPT-2s from: reviews, or a directory"""
+    learning_rate: float | None = None
+    """learning rate of all agents, instead of each one's own"""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Args:
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "seeds", "tokens", "eval_episodes", "processes")
     known = ["random", *GPT2_AGENTS] if args.pretrained else list(AGENTS)
-    args.agents = args.agents or known
     if not set(args.agents) <= set(known):
-        parser.error(f"--pretrained is for GPT-2s: choose --agents of {', '.join(known)}")
-    return args
+        raise ValueError(f"--pretrained is for GPT-2s: choose --agents of {', '.join(known)}")
+    return args if args.agents else replace(args, agents=tuple(known))  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------------- one run
@@ -221,16 +255,16 @@ def evaluate(agent: Any, settings: dict[str, Any], seed: int, greedy: bool) -> d
 # ---------------------------------------------------------------------------------------- all runs
 
 
-def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def run_all(args: Args, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Every agent with every seed; those that are finished are read from --out."""
     args.out.mkdir(parents=True, exist_ok=True)
     stored = args.out / "settings.json"
     if stored.exists() and json.loads(stored.read_text("utf-8")) != settings:
-        sys.exit(
-            f"error: --out {args.out} holds runs of other settings, {stored.read_text('utf-8')}:"
+        raise ValueError(
+            f"--out {args.out} holds runs of other settings, {stored.read_text('utf-8')}:"
             " choose another folder"
         )
-    stored.write_text(json.dumps(settings), "utf-8")
+    write(stored, json.dumps(settings))
     # By seed, so that a comparison that is stopped early has all agents.
     wanted = [(name, seed) for seed in range(args.seeds) for name in args.agents]
     paths = {key: args.out / f"{key[0]}-seed{key[1]}.json" for key in wanted}
@@ -241,8 +275,7 @@ def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str
             for i, future in enumerate(as_completed(futures), 1):
                 result = future.result()
                 path = paths[futures[future]]
-                path.with_suffix(".part").write_text(json.dumps(result), "utf-8")
-                path.with_suffix(".part").replace(path)
+                write(path, json.dumps(result))
                 outcome = f"{result['reward']:+.3f}" if result["error"] is None else result["error"]
                 print(
                     f"{i}/{len(missing)} {path.stem}: {outcome}, {result['seconds']:.0f} s",
@@ -250,8 +283,14 @@ def run_all(args: argparse.Namespace, settings: dict[str, Any]) -> list[dict[str
                 )
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
-            sys.exit("stopped; the same command goes on from here")
+            print("stopped; the same command goes on from here")
+            raise
     return [json.loads(path.read_text("utf-8")) for path in paths.values()]
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, "utf-8")
 
 
 def failed(result: dict[str, Any], threshold: float) -> bool:
@@ -286,7 +325,7 @@ def summarise(runs: list[dict[str, Any]], threshold: float) -> list[dict[str, An
     return sorted(rows, key=lambda row: -np.inf if row["reward"] is None else -row["reward"])
 
 
-def table(rows: list[dict[str, Any]], settings: dict[str, Any], args: argparse.Namespace) -> str:
+def table(rows: list[dict[str, Any]], settings: dict[str, Any], args: Args) -> str:
     """The outcome in Markdown."""
     lines = [
         "| agent | mean reward | failed seeds | sentiment | length | distinct texts | seconds | tokens / CPU second | parameters |",
@@ -338,24 +377,26 @@ def plot(runs: list[dict[str, Any]], rows: list[dict[str, Any]], tokens: int, pa
     axis.set_ylabel("reward of a text")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = parse_arguments(argv)
     names = ("tokens", "eval_episodes", "sentiment_model", "pretrained", "learning_rate")
     settings = {name: getattr(args, name) for name in names}
     runs = run_all(args, settings)
     rows = summarise(runs, args.failed_below)
-    versions = {
-        m.__name__: m.__version__ for m in (text_sentiment_env, torch, gym, sb3, sb3_contrib)
-    }
+    versions = {m.__name__: m.__version__ for m in (text_sentiment_env, torch, gym, sb3)}
+    if "maskable-ppo" in args.agents:
+        versions["sb3_contrib"] = version("sb3-contrib")
     results = {"settings": settings, "versions": versions, "table": rows, "runs": runs}
-    (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    write(args.out / "results.json", json.dumps(results, indent=1))
     markdown = table(rows, settings, args)
-    (args.out / "results.md").write_text(markdown, "utf-8")
+    write(args.out / "results.md", markdown)
     plot(runs, rows, args.tokens, args.out / "learning_curves.png")
     print(markdown)
     return 0

@@ -10,27 +10,56 @@ Agents: a2c, dqn, maskable (MaskablePPO), ppo, recurrent (RecurrentPPO), trpo.
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import gymnasium as gym
-from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
+import tyro
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor
 
 import text_sentiment_env  # noqa: F401  (registers the id)
-from agents import GPT2Policy, SB3VecEnv, TokenEmbedding
+from agents import GPT2Policy, SB3VecEnv, TokenEmbedding, cli
 
-AGENTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "a2c": (A2C, {"n_steps": 20}),
-    "dqn": (DQN, {"learning_starts": 1_000, "gradient_steps": 8}),
-    "maskable": (MaskablePPO, {"n_steps": 64, "batch_size": 256}),
-    "ppo": (PPO, {"n_steps": 64, "batch_size": 256}),
-    "recurrent": (RecurrentPPO, {"n_steps": 64, "batch_size": 256}),
-    "trpo": (TRPO, {"n_steps": 64, "batch_size": 256}),
-}
+AgentName = Literal["a2c", "dqn", "maskable", "ppo", "recurrent", "trpo"]
+
+
+@dataclass
+class Args:
+    """All flags."""
+
+    agent: tyro.conf.Positional[AgentName]
+    """the algorithm"""
+    policy: Literal["mlp", "gpt2"] = "mlp"
+    """gpt2: for a2c and ppo"""
+    tokens: int = 20_000
+    """tokens to write in training"""
+    sentiment_model: str = "vader"
+    """the judge"""
+    learning_rate: float = 1e-3
+    """the optimiser's"""
+    seed: int = 0
+    """seed of everything random"""
+    save: str | None = None
+    """file to write the trained agent to"""
+
+
+def find_agent(name: AgentName) -> tuple[Any, dict[str, Any]]:
+    """An algorithm and its arguments; sb3_contrib is imported for its own algorithms alone."""
+    if name == "a2c":
+        return A2C, {"n_steps": 20}
+    if name == "dqn":
+        return DQN, {"learning_starts": 1_000, "gradient_steps": 8}
+    arguments = {"n_steps": 64, "batch_size": 256}
+    if name == "ppo":
+        return PPO, arguments
+    import sb3_contrib
+
+    classes = {"maskable": "MaskablePPO", "recurrent": "RecurrentPPO", "trpo": "TRPO"}
+    return getattr(sb3_contrib, classes[name]), arguments
 
 
 def make_env(sentiment_model: str, num_envs: int = 16) -> VecMonitor:
@@ -53,25 +82,16 @@ class CacheReport(BaseCallback):
         self.reused += cache.tokens_reused
 
 
-def main(argv: list[str] | None = None) -> float:
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None) -> float:
     """Trains, evaluates, saves; returns the mean reward of 100 fresh texts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("agent", choices=AGENTS, help="the algorithm")
-    add("--policy", choices=["mlp", "gpt2"], default="mlp", help="gpt2: for a2c and ppo (mlp)")
-    add("--tokens", type=int, default=20_000, help="what it may write in training (20,000)")
-    add("--sentiment-model", default="vader", help="the judge (vader)")
-    add("--learning-rate", type=float, default=1e-3, help="the optimiser's (1e-3)")
-    add("--seed", type=int, default=0, help="of everything random (0)")
-    add("--save", metavar="PATH", help="where to write the trained agent")
-    args = parser.parse_args(argv)
-    algorithm, arguments = AGENTS[args.agent]
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "tokens")
+    algorithm, arguments = find_agent(args.agent)
     policy: Any = "MlpLstmPolicy" if args.agent == "recurrent" else "MlpPolicy"
     if args.policy == "gpt2":
         if args.agent not in ("a2c", "ppo"):
-            parser.error(
+            raise ValueError(
                 f"--policy gpt2: {args.agent} takes no actor-critic policy; use a2c or ppo"
             )
         policy = GPT2Policy

@@ -8,32 +8,44 @@ For torchrl a vector environment must be made with autoreset_mode="Disabled"; it
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gymnasium as gym
 import torch
 from gymnasium.spaces import Box
-from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.envs import GymEnv, GymWrapper, check_env_specs
-from torchrl.modules import OneHotCategorical, ProbabilisticActor, ValueOperator
-from torchrl.objectives import ClipPPOLoss
-from torchrl.objectives.value import GAE
 
 import text_sentiment_env  # noqa: F401  (registers the id)
-from agents import TokenEmbedding
+from agents import TokenEmbedding, cli
 
 
-def main(argv: list[str] | None = None) -> float:
+@dataclass
+class Args:
+    """All flags."""
+
+    updates: int = 20
+    """rollouts to learn from"""
+    num_envs: int = 16
+    """texts side by side"""
+    steps: int = 64
+    """tokens a row and rollout"""
+    sentiment_model: str = "vader"
+    """the judge"""
+
+
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None) -> float:
     """Trains, printing as it goes; returns the mean reward of the last rollout's texts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--updates", type=int, default=20, help="rollouts to learn from (20)")
-    parser.add_argument("--num-envs", type=int, default=16, help="texts side by side (16)")
-    parser.add_argument("--steps", type=int, default=64, help="tokens a row and rollout (64)")
-    parser.add_argument("--sentiment-model", default="vader", help="the judge (vader)")
-    args = parser.parse_args(argv)
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "updates", "num_envs", "steps")
+    # After the arguments: --help works without torchrl.
+    from tensordict.nn import TensorDictModule
+    from torchrl.envs import GymEnv, GymWrapper, check_env_specs
+    from torchrl.modules import OneHotCategorical, ProbabilisticActor, ValueOperator
+    from torchrl.objectives import ClipPPOLoss
+    from torchrl.objectives.value import GAE
+
     torch.manual_seed(0)
 
     # The single environment by its id: what torchrl's own examples do.

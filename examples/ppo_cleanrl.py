@@ -10,9 +10,10 @@ action, so that it must not be learned from.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
@@ -21,32 +22,55 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 import text_sentiment_env  # noqa: F401  (registers the id)
+from agents import cli
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--seed", type=int, default=1, help="of everything random (1)")
-    add("--sentiment-model", default="vader", help="the judge (vader; bundled is harder)")
-    add("--max-tokens", type=int, default=20, help="the most tokens a text may have (20)")
-    add("--total-timesteps", type=int, default=40_000, help="steps of all environments (40,000)")
-    add("--num-envs", type=int, default=16, help="texts written side by side (16)")
-    add("--num-steps", type=int, default=128, help="steps between two updates (128)")
-    add("--learning-rate", type=float, default=1e-3, help="Adam's, falling to 0 (1e-3)")
-    add("--gamma", type=float, default=1.0, help="discount (1)")
-    add("--gae-lambda", type=float, default=0.95, help="of the advantage estimate (0.95)")
-    add("--num-minibatches", type=int, default=8, help="parts of a batch (8)")
-    add("--update-epochs", type=int, default=4, help="passes over a batch (4)")
-    add("--clip-coef", type=float, default=0.2, help="of the probability ratio (0.2)")
-    add("--ent-coef", type=float, default=0.01, help="weight of the entropy bonus (0.01)")
-    add("--vf-coef", type=float, default=0.5, help="weight of the value loss (0.5)")
-    add("--max-grad-norm", type=float, default=0.5, help="the gradient is clipped to this (0.5)")
-    args = parser.parse_args(argv)
-    args.batch_size = args.num_envs * args.num_steps
+@dataclass
+class Args:
+    """All flags."""
+
+    seed: int = 1
+    """seed of everything random"""
+    sentiment_model: str = "vader"
+    """the judge; bundled is harder"""
+    max_tokens: int = 20
+    """the most tokens a text may have"""
+    total_timesteps: int = 40_000
+    """steps of all environments"""
+    num_envs: int = 16
+    """texts written side by side"""
+    num_steps: int = 128
+    """steps between two updates"""
+    learning_rate: float = 1e-3
+    """Adam's, falling to 0"""
+    gamma: float = 1.0
+    """discount"""
+    gae_lambda: float = 0.95
+    """lambda of the advantage estimate"""
+    num_minibatches: int = 8
+    """parts of a batch"""
+    update_epochs: int = 4
+    """passes over a batch"""
+    clip_coef: float = 0.2
+    """clipping of the probability ratio"""
+    ent_coef: float = 0.01
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss"""
+    max_grad_norm: float = 0.5
+    """the gradient is clipped to this norm"""
+
+    @property
+    def batch_size(self) -> int:
+        """Steps of all environments in an update."""
+        return self.num_envs * self.num_steps
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> Args:
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "max_tokens", "num_envs", "num_steps", "num_minibatches", "update_epochs")
     if args.total_timesteps < args.batch_size:
-        parser.error(
+        raise ValueError(
             f"--total-timesteps {args.total_timesteps} is less than one batch of --num-envs"
             f" {args.num_envs} times --num-steps {args.num_steps}"
         )
@@ -87,7 +111,8 @@ class Agent(nn.Module):
         return Categorical(logits=self.actor(features)), self.critic(features)[:, 0]
 
 
-def main(argv: list[str] | None = None) -> float:
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None) -> float:
     """Trains, printing as it goes; returns the mean reward of the last 100 texts."""
     args = parse_arguments(argv)
     torch.manual_seed(args.seed)

@@ -3,19 +3,19 @@
     python examples/verify_gpt2.py                       # a small random model, made here
     python examples/verify_gpt2.py --model gpt2 --layers # the 124M model, stage by stage
 
-Exits with 1 if they differ by more than --tolerance, with 2 if the model can't be loaded.
+Exit status: 1 if they differ by more than --tolerance, 2 if the model can't be loaded.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import transformers
@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from agents import GPT2
+from agents import GPT2, cli
 from text_sentiment_env.vocabulary import gpt2_encoding
 
 TEXT = (
@@ -47,17 +47,33 @@ class Stage(NamedTuple):
         return self.difference <= self.limit
 
 
+@dataclass
+class Args:
+    """All flags."""
+
+    model: str | None = None
+    """a directory, a model of the hub or 'reviews'; default: a random one"""
+    layers: bool = False
+    """print every stage's difference"""
+    dtype: Literal["fp32", "fp64"] = "fp32"
+    """precision of both models"""
+    seed: int = 0
+    """seed of random weights and tokens"""
+    tolerance: float = 1e-3
+    """largest difference of the logits that passes; inside the network, where values reach thousands,
+    it is relative to the largest value if that is above 1"""
+
+
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    args = cli.parse(Args, argv, __doc__)
+    if not 0 <= args.tolerance < math.inf:
+        raise ValueError(f"--tolerance {args.tolerance}: must be a finite number >= 0")
     dtype = {"fp32": torch.float32, "fp64": torch.float64}[args.dtype]
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            theirs, ours = load(args.model or make_model(Path(folder), args.seed), dtype)
-        except (OSError, ValueError) as error:
-            print(f"verify_gpt2: {error}", file=sys.stderr)
-            return 2
+        theirs, ours = load(args.model or make_model(Path(folder), args.seed), dtype)
     ids = make_ids(ours, args.seed)
     count = sum(parameter.numel() for parameter in ours.parameters())
     print(
@@ -73,26 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"first stage that differs: {first}{'' if args.layers else ' (see --layers)'}")
     return 1
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Compares the GPT-2 in agents/gpt2.py with transformers', from the same files."
-    )
-    parser.add_argument(
-        "--model", help="a directory, a model of the hub or 'reviews' (default: a random one)"
-    )
-    parser.add_argument("--layers", action="store_true", help="print every stage's difference")
-    parser.add_argument("--dtype", choices=["fp32", "fp64"], default="fp32", help="default: fp32")
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and tokens")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=1e-3,
-        help="largest difference that passes, of the logits; inside the network, where values"
-        " reach thousands, relative to the largest value if that is above 1 (default: 0.001)",
-    )
-    return parser.parse_args(argv)
 
 
 def make_model(folder: Path, seed: int) -> str:

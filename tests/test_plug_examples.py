@@ -1,18 +1,17 @@
 """The programs that plug other people's agents in, with tiny budgets; and the comparison of agents."""
 
-import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from examples import compare_agents, plug_rllib, plug_sb3, plug_torchrl, ppo_cleanrl
 
 
 def test_ppo_in_one_file_learns(capsys):
-    import ppo_cleanrl
-
     arguments = ["--total-timesteps", "6000", "--max-tokens", "6", "--num-steps", "32"]
     reward = ppo_cleanrl.main([*arguments, "--learning-rate", "3e-3"])
     printed = capsys.readouterr().out
@@ -22,8 +21,6 @@ def test_ppo_in_one_file_learns(capsys):
 
 
 def test_ppo_in_one_file_refuses_less_than_a_batch(capsys):
-    import ppo_cleanrl
-
     with pytest.raises(SystemExit):
         ppo_cleanrl.main(["--total-timesteps", "100"])
     assert "--total-timesteps 100 is less than one batch" in capsys.readouterr().err
@@ -31,9 +28,6 @@ def test_ppo_in_one_file_refuses_less_than_a_batch(capsys):
 
 @pytest.mark.parametrize("arguments", [("ppo",), ("a2c", "--policy", "gpt2"), ("dqn",)])
 def test_sb3(arguments, capsys, tmp_path):
-    pytest.importorskip("sb3_contrib")
-    import plug_sb3
-
     plug_sb3.main([*arguments, "--tokens", "1500", "--save", str(tmp_path / "agent")])
     printed = capsys.readouterr().out
     assert "mean reward of 100 fresh texts" in printed
@@ -42,9 +36,6 @@ def test_sb3(arguments, capsys, tmp_path):
 
 
 def test_sb3_refuses_gpt2_in_dqn(capsys):
-    pytest.importorskip("sb3_contrib")
-    import plug_sb3
-
     with pytest.raises(SystemExit):
         plug_sb3.main(["dqn", "--policy", "gpt2"])
     assert "use a2c or ppo" in capsys.readouterr().err
@@ -52,8 +43,6 @@ def test_sb3_refuses_gpt2_in_dqn(capsys):
 
 def test_torchrl(capsys):
     pytest.importorskip("torchrl")
-    import plug_torchrl
-
     reward = plug_torchrl.main(["--updates", "2", "--num-envs", "4", "--steps", "40"])
     assert -1.5 < reward < 1
     assert "update   2" in capsys.readouterr().out
@@ -61,10 +50,7 @@ def test_torchrl(capsys):
 
 @pytest.mark.slow
 def test_rllib():
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("ray is not installed")
-    import plug_rllib
-
+    pytest.importorskip("ray")
     assert -1.5 < plug_rllib.main(["--iterations", "2", "--batch-size", "400"]) < 1
 
 
@@ -82,21 +68,13 @@ SMALL = [
 ]
 
 
-@pytest.fixture(scope="module")
-def compare():
-    pytest.importorskip("sb3_contrib")
-    import compare_agents
-
-    return compare_agents
-
-
-def test_compares_and_goes_on(compare, tmp_path, capsys):
+def test_compares_and_goes_on(tmp_path, capsys):
     few = [*SMALL, "--out", str(tmp_path), "--agents", "random", "reinforce-rloo", "a2c-mlp"]
-    assert compare.main([*few, "--seeds", "1"]) == 0
+    assert compare_agents.main([*few, "--seeds", "1"]) == 0
     (tmp_path / "random-seed0.json").unlink()
     first = (tmp_path / "a2c-mlp-seed0.json").read_bytes()
     capsys.readouterr()
-    assert compare.main([*few, "--seeds", "1"]) == 0
+    assert compare_agents.main([*few, "--seeds", "1"]) == 0
     assert "1/1 random-seed0" in capsys.readouterr().out  # the others were kept
     assert (tmp_path / "a2c-mlp-seed0.json").read_bytes() == first
     results = json.loads((tmp_path / "results.json").read_text())
@@ -104,28 +82,33 @@ def test_compares_and_goes_on(compare, tmp_path, capsys):
     assert all(result["tokens"] >= 400 for result in results["runs"])
     assert len((tmp_path / "results.md").read_text().splitlines()) == 3 + 4
     assert (tmp_path / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="other settings"):
-        compare.main([*few, "--tokens", "500"])
+    with pytest.raises(SystemExit, match="2"):
+        compare_agents.main([*few, "--tokens", "500"])
+    assert "holds runs of other settings" in capsys.readouterr().err
+
+
+def test_the_flag_names_every_agent():
+    assert get_args(compare_agents.AgentName) == tuple(compare_agents.AGENTS)
 
 
 @pytest.mark.parametrize(
     "name", ["reinforce-value", "a2c-gpt2", "ppo-mlp", "ppo-gpt2", "maskable-ppo", "dqn"]
 )
-def test_every_agent_runs(compare, name, monkeypatch):
-    arguments = compare.AGENTS[name][1]
+def test_every_agent_runs(name, monkeypatch):
+    arguments = compare_agents.AGENTS[name][1]
     if "n_epochs" in arguments:
         small = arguments | {"n_steps": 16, "batch_size": 128, "n_epochs": 1}
-        monkeypatch.setitem(compare.AGENTS, name, (compare.AGENTS[name][0], small))
+        monkeypatch.setitem(compare_agents.AGENTS, name, (compare_agents.AGENTS[name][0], small))
     settings = {"tokens": 300, "eval_episodes": 4, "sentiment_model": "vader"}
-    result = compare.run(name, 0, settings | {"pretrained": None, "learning_rate": None})
+    result = compare_agents.run(name, 0, settings | {"pretrained": None, "learning_rate": None})
     assert result["error"] is None
     assert result["parameters"] > 50_000
     assert result["tokens"] >= 300
 
 
-def test_failures_are_reported(compare):
+def test_failures_are_reported():
     settings = {"tokens": 300, "eval_episodes": 4, "sentiment_model": "./nowhere"}
-    lost = compare.run("ppo-mlp", 0, settings | {"pretrained": None, "learning_rate": None})
+    lost = compare_agents.run("ppo-mlp", 0, settings | {"pretrained": None, "learning_rate": None})
     assert "FileNotFoundError" in lost["error"]
     measures = {"sentiment": 0.5, "length": 9, "distinct_texts": 1, "tokens": 300}
     measures |= {"seconds": 2, "cpu_seconds": 1}
@@ -133,13 +116,83 @@ def test_failures_are_reported(compare):
         {"agent": "ppo-mlp", "seed": seed, "reward": reward, "error": None} | measures
         for seed, reward in ((1, 0.2), (2, 0.8))
     ]
-    [row] = compare.summarise(runs, 0.5)
+    [row] = compare_agents.summarise(runs, 0.5)
     assert (row["seeds"], row["failed"], row["without_reward"]) == (3, 2, 1)
     assert row["reward"] == pytest.approx(0.5)
     assert row["standard_error"] == pytest.approx(0.3)
 
 
-def test_only_gpt2s_have_a_pretrained_start(compare, capsys):
+def test_only_gpt2s_have_a_pretrained_start(capsys):
     with pytest.raises(SystemExit):
-        compare.parse_arguments(["--pretrained", "reviews", "--agents", "dqn"])
+        compare_agents.main(["--pretrained", "reviews", "--agents", "dqn"])
     assert "--pretrained is for GPT-2s" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------- command lines
+
+ROOT = Path(__file__).parents[1]
+EXTRAS = ("sb3_contrib", "torchrl", "tensordict", "ray", "tensorboard", "datasets")
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*(ROOT / "examples").glob("*.py"), ROOT / "examples/train_judge/train_judge.py"]
+    if path.name not in ("pretrain_gpt2.py", "review_texts.py")
+)
+
+
+def run_without_extras(script, *arguments):
+    """Runs a script as if no extra were installed."""
+    code = (
+        "import runpy, sys;"
+        f"sys.modules.update(dict.fromkeys({EXTRAS}));"  # None: importing it raises
+        f"sys.path[:0] = [{str(ROOT)!r}, {str((ROOT / script).parent)!r}];"
+        f"sys.argv = {[script, *arguments]!r};"
+        f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_no_extra(script):
+    done = run_without_extras(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
+    flags = [line for line in done.stdout.splitlines() if line.startswith("│ --")]
+    assert flags
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "missing"),
+    [
+        ("plug_sb3.py", ["trpo"], "sb3_contrib"),
+        ("plug_torchrl.py", [], "tensordict"),
+        ("plug_rllib.py", [], "ray"),
+    ],
+)
+def test_a_missing_extra_is_named(script, arguments, missing):
+    done = run_without_extras(f"examples/{script}", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {missing}")
+    assert '".[plug]"' in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (ppo_cleanrl.main, ["--num-envs", "0"], "--num-envs 0: must be at least 1"),
+        (ppo_cleanrl.main, ["--sentiment-model", "./nowhere"], "'./nowhere' is not a directory"),
+        (plug_sb3.main, ["nothing"], "invalid choice 'nothing'"),
+        (plug_sb3.main, ["ppo", "--tokens", "1e3"], "--tokens"),
+        (plug_torchrl.main, ["--steps", "-1"], "--steps -1: must be at least 1"),
+        (plug_rllib.main, ["--unknown", "1"], "--unknown"),
+        (compare_agents.main, ["--agents", "nobody"], "invalid choice 'nobody'"),
+        (compare_agents.main, ["--seeds", "0"], "--seeds 0: must be at least 1"),
+    ],
+)
+def test_bad_input_ends_in_one_line(main, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

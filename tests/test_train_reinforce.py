@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from agents import GPT2, REINFORCE
+from agents.runs import RunFolder
+from examples import train_reinforce
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-import train_reinforce  # noqa: E402
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
 
 def test_writes_everything(finished):
     assert {
-        "arguments.json", "checkpoint.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
+        "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
         "summary.json",
     } == {p.name for p in finished.iterdir()}  # fmt: skip
     summary = json.loads((finished / "summary.json").read_text())
@@ -78,11 +78,11 @@ def test_the_saved_model_is_the_policy(finished):
 
 def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
     """Killed behind the checkpoint of update 3 with a log that is further on."""
-    saved = train_reinforce.RunCallback.save
+    save = RunFolder.save
     monkeypatch.setattr(
-        train_reinforce.RunCallback,
+        RunFolder,
         "save",
-        lambda self: saved(self) if self.model._n_updates == 3 else None,
+        lambda self, model, keep: model._n_updates == 3 and save(self, model, keep),
     )
     assert run(tmp_path / "run", "--updates", "4", "--save-every", "3") == 0
     monkeypatch.undo()
@@ -124,7 +124,7 @@ def test_nothing_to_resume(tmp_path, capsys):
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/reviews-seed0").mkdir(parents=True)
-    assert train_reinforce.parse_arguments([]).out == os.path.join("runs", "reviews-seed0-2")
+    assert train_reinforce.parse_arguments([]).run.out == os.path.join("runs", "reviews-seed0-2")
 
 
 def test_interrupt_saves_and_exits_cleanly(tmp_path):
@@ -145,7 +145,7 @@ def test_interrupt_saves_and_exits_cleanly(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.returncode == 130, output
     assert "stopping after this update" in output
     assert REINFORCE.load(out / "checkpoint.zip")._n_updates == len(rows(out)) > 0
     assert json.loads((out / "summary.json").read_text())["updates"] == len(rows(out))
@@ -166,6 +166,25 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, monkeypat
     model = REINFORCE.load(out / "checkpoint.zip")
     assert model._n_updates == 2
     assert all(p.isfinite().all() for p in model.policy.parameters())
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["updates"] == 2
+    assert "the policy_gradient_loss is nan" in summary["error"]
+    assert (out / "samples.md").exists()
+    gpt2 = GPT2.from_pretrained(out / "gpt2")
+    assert torch.equal(gpt2.wte.weight, model.policy.gpt2.wte.weight)
+
+
+def test_weights_that_are_not_finite_are_not_measured(tmp_path, monkeypatch):
+    """Before the first checkpoint there is only the start model to go back to."""
+
+    def spoil(self, episodes):
+        torch.nn.init.constant_(self.policy.gpt2.wte.weight, float("nan"))
+        raise FloatingPointError("update 1: the weights are nan")
+
+    monkeypatch.setattr(REINFORCE, "train", spoil)
+    assert run(tmp_path / "run", "--updates", "2") == 1
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert (summary["updates"], summary["after"]["kl"]) == (0, 0)
 
 
 def test_gpt2_preset_on_local_models(tmp_path):
@@ -203,18 +222,195 @@ def test_gpt2_preset_on_local_models(tmp_path):
     assert arguments["kl_coef"] > 0
 
 
-def test_every_flag_has_help():
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "examples/train_reinforce.py"), "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    ).stdout
-    for name in REINFORCE.ARGUMENTS:
-        assert f"--{name.replace('_', '-')}" in out
-
-
 def test_openings_fit_gpt2_and_are_distinct():
-    lines = (ROOT / "examples/review_openings.txt").read_text().splitlines()
+    lines = (ROOT / "agents/data/review_openings.txt").read_text().splitlines()
     assert len(lines) == len(set(lines)) >= 90
+
+
+# ------------------------------------------------------------------------------------------- resume
+
+
+def test_a_resume_records_what_it_changes(tmp_path):
+    out = tmp_path / "run"
+    assert run(out, "--updates", "1") == 0
+    resume = ["--out", str(out), "--resume"]
+    assert train_reinforce.main([*resume, "--updates", "2", "--keep", "1"]) == 0
+    assert train_reinforce.main([*resume, "--eval-episodes", "8"]) == 0
+    changes = [
+        {"update": 1, "argument": "updates", "from": 1, "to": 2},
+        {"update": 1, "argument": "keep", "from": 2, "to": 1},
+        {"update": 2, "argument": "eval_episodes", "from": 16, "to": 8},
+    ]
+    recorded = json.loads((out / "arguments.json").read_text())
+    summary = json.loads((out / "summary.json").read_text())
+    assert recorded["changes"] == summary["changes"] == changes
+    for arguments in (recorded, summary["arguments"]):
+        assert (arguments["updates"], arguments["keep"], arguments["eval_episodes"]) == (2, 1, 8)
+    assert summary["before"]["episodes"] == 8
+    assert [p.name for p in out.glob("*.zip")] == ["checkpoint.zip"]
+
+
+def test_a_resume_that_would_alter_the_task_changes_nothing(finished, capsys):
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    arguments = ["--out", str(finished), "--resume", "--learning-rate", "1e-9"]
+    with pytest.raises(SystemExit, match="2"):
+        train_reinforce.main([*arguments, "--updates", "9"])
+    assert "--learning-rate 1e-09: --resume cannot change it from 0.0007" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
+
+
+def test_goes_on_from_the_older_checkpoint_if_the_newest_is_damaged(tmp_path, finished, capsys):
+    out = tmp_path / "run"
+    assert run(out, "--updates", "4", "--save-every", "3") == 0
+    newest = out / "checkpoint.zip"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"going on from checkpoint-1.zip, because"):
+        assert train_reinforce.main(["--out", str(out), "--resume", "--no-quiet"]) == 0
+    assert "checkpoint-1.zip, update 3" in capsys.readouterr().out
+    assert tensors(out) == tensors(finished)
+
+
+def test_a_half_written_row_does_not_block_resuming(tmp_path):
+    out = tmp_path / "run"
+    assert run(out, "--updates", "2") == 0
+    whole = (out / "progress.csv").read_bytes()
+    (out / "progress.csv").write_bytes(whole + b"0.5,-0.25,0.1")
+    assert train_reinforce.main(["--out", str(out), "--resume", "--updates", "3"]) == 0
+    assert [r["train/n_updates"] for r in rows(out)] == ["1", "2", "3"]
+    assert (out / "progress.csv").read_bytes().startswith(whole)
+    assert list(rows(out)[0]) == sorted(rows(out)[0])
+
+
+@pytest.mark.parametrize("name", ["arguments.json", "progress.csv", "summary.json", "samples.md"])
+def test_a_kill_while_a_file_is_replaced_leaves_the_old_one(name, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    assert run(out, "--updates", "2") == 0
+    before = (out / name).read_bytes()
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target).name == name:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    resume = ["--out", str(out), "--resume", "--updates", "3"]
+    assert train_reinforce.main(resume) == 130
+    assert (out / name).read_bytes() == before
+    monkeypatch.undo()
+    assert train_reinforce.main(resume) == 0
+    assert len(rows(out)) == json.loads((out / "summary.json").read_text())["updates"] == 3
+    assert not list(out.glob(".*"))
+
+
+# ------------------------------------------------------------------------------------------ signals
+
+
+def kill_self(name):
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+@pytest.fixture
+def signals_in_update(monkeypatch):
+    """Sends signals in the middle of the third update."""
+
+    def arrange(*names):
+        train = REINFORCE.train
+
+        def signalled(self, episodes):
+            for name in names if self._n_updates == 2 else ():
+                kill_self(name)
+            train(self, episodes)
+
+        monkeypatch.setattr(REINFORCE, "train", signalled)
+
+    return arrange
+
+
+@pytest.mark.parametrize(
+    ("names", "status"),
+    [
+        (["SIGINT"], 130),
+        (["SIGTERM"], 143),
+        (["SIGHUP"], 129),
+        (["SIGTERM", "SIGHUP", "SIGTERM"], 143),
+    ],
+)
+def test_a_signal_saves_and_its_status_is_told(names, status, tmp_path, signals_in_update):
+    signals_in_update(*names)
+    out = tmp_path / "run"
+    assert run(out, "--updates", "9", "--save-every", "9") == status
+    assert REINFORCE.load(out / "checkpoint.zip")._n_updates == len(rows(out)) == 3
+    assert json.loads((out / "summary.json").read_text())["updates"] == 3
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path, signals_in_update, capsys):
+    signals_in_update("SIGINT", "SIGINT")
+    out = tmp_path / "run"
+    assert run(out, "--updates", "9", "--save-every", "2", "--no-quiet") == 130
+    printed = capsys.readouterr().out
+    assert "stopping after this update; Ctrl-C again to stop at once" in printed
+    assert "stopped; --resume goes on" in printed
+    assert REINFORCE.load(out / "checkpoint.zip")._n_updates == 2
+    assert not list(out.glob(".*"))
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("when", [1, 2])
+def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, capsys):
+    evaluate, calls = train_reinforce.evaluate, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == when:
+            kill_self("SIGTERM")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(train_reinforce, "evaluate", interrupted)
+    out = tmp_path / "run"
+    assert run(out, "--updates", "2") == 143
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    if when == 1:
+        assert "stopped; nothing was saved yet" in printed.out
+        assert run(out, "--updates", "2") == 0
+    else:
+        assert "stopped; --resume goes on" in printed.out
+        assert REINFORCE.load(out / "checkpoint.zip")._n_updates == len(rows(out)) == 2
+        assert GPT2.from_pretrained(out / "gpt2")
+        assert train_reinforce.main(["--out", str(out), "--resume"]) == 0
+    assert json.loads((out / "summary.json").read_text())["updates"] == 2
+
+
+# ---------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./nowhere"], "nowhere"),
+        (["--sentiment-model", "./nowhere"], "nowhere"),
+        (["--vocabulary", "large"], "large"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--group-size", "3"], "group_size=3"),
+        (["--target-length", "9", "3"], "target_length"),
+        (["--n-embd", "15"], "15"),
+        (["--gamma", "2"], "gamma=2.0"),
+        (["--kl-coef", "nan"], "kl_coef=nan"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "run", *arguments)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not list((tmp_path / "run").rglob("*"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
+    with RunFolder(tmp_path / "run").locked(), pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "run", "--updates", "1")
+    assert f"is in use by process {os.getpid()}" in capsys.readouterr().err

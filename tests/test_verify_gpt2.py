@@ -94,12 +94,18 @@ def test_restricted_models(tmp_path):
 
 
 def test_models_that_cannot_be_loaded(tmp_path, monkeypatch, capsys):
-    assert main(["--model", str(tmp_path)]) == 2
-    assert "holds no config.json" in capsys.readouterr().err
+    def fails_with(message, *arguments):
+        with pytest.raises(SystemExit, match="2"):
+            main(arguments)
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+
+    fails_with("holds no config.json", "--model", str(tmp_path))
+    fails_with("--tolerance nan: must be a finite number", "--tolerance", "nan")
 
     def download(*_args, **_kwargs):
         raise ConnectionError("no network")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert main(["--model", "gpt2"]) == 2
-    assert "pass the path of a directory" in capsys.readouterr().err
+    fails_with("pass the path of a directory", "--model", "gpt2")

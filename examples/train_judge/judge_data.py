@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
+from agents.atomic import atomic_write
+
 _DETOKENISE = [
     (r"`` ?", '"'),
     (r" ?''", '"'),
@@ -71,7 +73,7 @@ def _load_dataset(name: str) -> Any:
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise SystemExit(
+        raise ValueError(
             "Without --data DIR the data sets come from the hub: pip install datasets"
         ) from error
     return load_dataset(name)
@@ -169,7 +171,7 @@ class Teacher:
         self.model = model.to(device, torch.bfloat16).eval()
         labels = {str(label).lower(): i for i, label in model.config.id2label.items()}
         if not {"positive", "negative"} <= labels.keys():
-            raise SystemExit(
+            raise ValueError(
                 f"--teacher {name}: its labels {sorted(labels)} hold no positive/negative"
             )
         self.positive, self.negative = labels["positive"], labels["negative"]
@@ -212,6 +214,8 @@ def label_corpus(
     for start in tqdm(range(0, len(texts), 20_000), desc=f"labels {folder.name}"):
         path = folder / f"{start // 20_000:04d}.npy"
         if not path.exists():
-            np.save(path, teacher(texts[start : start + 20_000]))
+            labels = teacher(texts[start : start + 20_000])
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, labels)
         shards.append(np.load(path))
     return np.concatenate(shards)

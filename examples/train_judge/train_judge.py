@@ -1,6 +1,6 @@
 """Makes the bundled judge: a small LSTM that learns from a large classifier and its own holes.
 
-    python examples/train_sentiment_model.py --data DIR --teacher DIR --out runs/judge
+    python examples/train_judge/train_judge.py --data DIR --teacher DIR --out runs/judge
 
 Stages, each of which leaves a file in `--out` and is skipped if that file is there:
 
@@ -19,25 +19,18 @@ on texts made by program.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import random
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).parent))  # for the files beside this one
 from judge_data import (
     Corpus,
     Teacher,
@@ -49,15 +42,83 @@ from judge_data import (
     vary,
 )
 from judge_hunt import Find, hunt, usual_nll
-from judge_texts import SALADS, labelled
+from judge_report import calibrate, measure
+from judge_texts import labelled
 from judge_training import Samples, Trainer, made_by_program, mix, readable
+from safetensors.torch import save_file
+from torch import Tensor
 
-from text_sentiment_env.judge import Judge, SentimentNetwork, Tokenizer, pad
+from agents import cli
+from agents.atomic import atomic_write
+from text_sentiment_env.judge import Judge, SentimentNetwork, Tokenizer
 from text_sentiment_env.vocabulary import Vocabulary, gpt2_token_bytes
 
-log = logging.getLogger("train_sentiment_model")
+log = logging.getLogger("train_judge")
 
-TEACHER = "distilbert-base-uncased-finetuned-sst-2-english"
+
+@dataclass
+class Args:
+    """All flags."""
+
+    data: Path | None = None
+    """folder of sst2_*.tsv.xz and imdb_*.jsonl.xz; default: the hub"""
+    teacher: str = "distilbert-base-uncased-finetuned-sst-2-english"
+    """Hugging Face classifier, id or folder"""
+    out: Path = Path("runs/judge")
+    """folder for all results"""
+    start_model: str = "reviews"
+    """GPT-2 that the hunt starts from"""
+    sentences: int = 280_000
+    """IMDb sentences to label"""
+    variations: int = 160_000
+    """variations of SST-2's texts to label"""
+    tokens: int = 16_000
+    """rows of the embedding"""
+    width: int = 128
+    """width of the embedding"""
+    hidden: int = 128
+    """width of each LSTM"""
+    epochs: int = 2
+    """passes over the texts before the first hunt"""
+    batch_size: int = 128
+    """texts in each step"""
+    learning_rate: float = 2e-3
+    """AdamW's, before the first hunt"""
+    round_learning_rate: float = 1e-3
+    """AdamW's, after each hunt"""
+    dropout: float = 0.4
+    """dropout of the network"""
+    word_dropout: float = 0.05
+    """share of the words that the network does not see in training"""
+    review: int = 160_000
+    """IMDb sentences, and variations, seen again in a round"""
+    hunt_rounds: int = 3
+    """hunts to learn from; one more measures the result"""
+    hunt_updates: int = 150
+    """gradient steps of a hunt"""
+    seed: int = 0
+    """seed of everything random"""
+    threads: int | None = None
+    """CPU threads; default: torch's choice"""
+    device: str = "cpu"
+    """cpu or cuda; the hunt always runs on the CPU"""
+    final: bool = False
+    """measure on SST-2's test sentences too"""
+    smoke: bool = False
+    """every stage in seconds, on texts made by program"""
+
+    def small(self) -> Args:
+        """These arguments with the sizes of --smoke."""
+        return replace(
+            self,
+            variations=100,
+            tokens=500,
+            width=16,
+            hidden=16,
+            epochs=2,
+            hunt_rounds=min(self.hunt_rounds, 1),
+            hunt_updates=2,
+        )
 
 
 # ---------------------------------------------------------------------------------------- 3. start
@@ -116,7 +177,7 @@ def read_finds(finds: Sequence[Find], usual_nll: float) -> Samples:
     return Samples([f.text for f in finds], np.full(len(finds), np.nan, np.float32), target)
 
 
-def hunted(start: Any, judge: Judge, round_: int, args: argparse.Namespace) -> dict[str, Any]:
+def hunted(start: Any, judge: Judge, round_: int, args: Args) -> dict[str, Any]:
     """Hunts with the start model's vocabulary and with the small one: their lessons and figures."""
     path = args.out / f"hunt-{round_}.pt"
     if path.exists():
@@ -132,162 +193,33 @@ def hunted(start: Any, judge: Judge, round_: int, args: argparse.Namespace) -> d
         report[name] = one.report
         log.info("hunt %d, %s: %s", round_, name, one.report)
     found = {"texts": lessons.texts, "readable": torch.from_numpy(lessons.readable)}
-    torch.save(found | {"report": report}, path)
+    with atomic_write(path) as temporary:
+        torch.save(found | {"report": report}, temporary)
     return found | {"report": report}
 
 
 # ---------------------------------------------------------------------------------------- 6. files
 
 
-def calibrate(
-    network: SentimentNetwork, tokenizer: Tokenizer, rows: Sequence[tuple[str, int]]
-) -> tuple[float, float]:
-    """Divides the sentiment logits by a temperature and adds a bias, those that suit the labels best.
-
-    The bias matters: teachers and students lean to one side on texts unlike those they learned from.
-
-    Returns:
-        The temperature and the bias (Platt 1999).
-    """
-    network.to("cpu").eval()
-    with torch.inference_mode():
-        logits = network(torch.from_numpy(pad(tokenizer([text for text, _ in rows]))))[0]
-    logits, labels = logits.clone(), torch.tensor([float(label) for _, label in rows])
-    log_temperature, bias = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature, bias], max_iter=50)
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(logits / log_temperature.exp() + bias, labels)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    temperature = log_temperature.exp().item()
-    with torch.no_grad():
-        weight, intercept = network.sentiment[-1].parameters()
-        weight.div_(temperature)
-        intercept.div_(temperature).add_(bias)
-    return temperature, bias.item()
-
-
 def write_judge(
-    folder: Path, weights: dict[str, Tensor], token_ids: Sequence[int], args: Any
+    folder: Path, weights: dict[str, Tensor], token_ids: Sequence[int], args: Args
 ) -> Judge:
     """Writes the two files of a judge, in half precision, and reads them back."""
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: value.detach().half().cpu().contiguous() for name, value in weights.items()}
-    save_file(halves, folder / "judge.safetensors")
+    with atomic_write(folder / "judge.safetensors") as temporary:
+        save_file(halves, temporary)
     config = {"width": args.width, "hidden": args.hidden, "token_ids": list(map(int, token_ids))}
-    (folder / "judge.json").write_text(json.dumps(config, separators=(",", ":")), "utf-8")
+    with atomic_write(folder / "judge.json") as temporary:
+        temporary.write_text(json.dumps(config, separators=(",", ":")), "utf-8")
     return Judge(directory=folder)
-
-
-def accuracy(judge: Judge, rows: Sequence[tuple[str, int]]) -> float:
-    """The share of texts whose score has the sign of their label, in percent."""
-    scores, labels = judge([text for text, _ in rows]), np.array([label for _, label in rows])
-    return round(100 * float(((scores > 0) == (labels == 1)).mean()), 2)
-
-
-def reliability(judge: Judge, rows: Sequence[tuple[str, int]]) -> list[dict[str, float]]:
-    """Ten bins of P(positive) with their share of positive labels, and the calibration error."""
-    positive = (judge([text for text, _ in rows]) + 1) / 2
-    labels = np.array([label for _, label in rows])
-    bins = np.minimum((10 * positive).astype(int), 9)
-    return [
-        {
-            "from": b / 10,
-            "texts": int((bins == b).sum()),
-            "predicted": round(float(positive[bins == b].mean()), 3),
-            "observed": round(float(labels[bins == b].mean()), 3),
-        }
-        for b in range(10)
-        if (bins == b).any()
-    ]
-
-
-def milliseconds(judge: Judge) -> float:
-    """Time for 64 texts of 20 tokens, the best of 20 calls."""
-    vocabulary, rng = Vocabulary.load("small"), np.random.default_rng(0)
-    texts = [vocabulary.decode(row) for row in rng.integers(0, vocabulary.end_index, (64, 20))]
-    durations = []
-    for _ in range(20):
-        begin = time.perf_counter()
-        judge(texts)
-        durations.append(time.perf_counter() - begin)
-    return round(1000 * min(durations), 1)
-
-
-def measure(judge: Judge, sets: dict[str, list[tuple[str, int]]]) -> dict[str, Any]:
-    """Figures for the model card."""
-    report: dict[str, Any] = {}
-    for name, rows in sets.items():
-        report[name] = {
-            "published": accuracy(judge, rows),
-            "detokenised": accuracy(judge, [(detokenise(text), label) for text, label in rows]),
-            "reliability": reliability(judge, rows),
-        }
-    # Kinds of salad seen in training, from sentences and seeds that were not.
-    pool = [detokenise(text) for text, _ in sets["dev"]]
-    report["salad"] = {
-        kind.__name__.strip("_"): round(
-            float(
-                (np.abs(judge([kind(random.Random(i), pool) for i in range(200)])) <= 0.3).mean()
-            ),
-            3,
-        )
-        for kind in SALADS
-    }
-    report["milliseconds_64x20"] = milliseconds(judge)
-    return report
 
 
 # ------------------------------------------------------------------------------------------- main
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder of sst2_*.tsv.xz and imdb_*.jsonl.xz; default: the hub")
-    add("--teacher", default=TEACHER, help="Hugging Face classifier, id or folder")
-    add("--out", type=Path, default=Path("runs/judge"), help="folder for all results")
-    add("--start-model", default="reviews", help="GPT-2 that the hunt starts from")
-    add("--sentences", type=int, default=280_000, help="IMDb sentences to label")
-    add("--variations", type=int, default=160_000, help="of SST-2's texts to label")
-    add("--tokens", type=int, default=16_000, help="rows of the embedding")
-    add("--width", type=int, default=128, help="of the embedding")
-    add("--hidden", type=int, default=128, help="of each LSTM")
-    add("--epochs", type=int, default=2)
-    add("--batch-size", type=int, default=128)
-    add("--learning-rate", type=float, default=2e-3)
-    add("--round-learning-rate", type=float, default=1e-3, help="after each hunt")
-    add("--dropout", type=float, default=0.4)
-    add("--word-dropout", type=float, default=0.05)
-    add(
-        "--review",
-        type=int,
-        default=160_000,
-        help="IMDb sentences, and variations, seen again in a round",
-    )
-    add("--hunt-rounds", type=int, default=3)
-    add("--hunt-updates", type=int, default=150)
-    add("--seed", type=int, default=0)
-    add("--threads", type=int, help="of the CPU; default: torch's choice")
-    add("--device", default="cpu", help="cpu or cuda; the hunt always runs on the CPU")
-    add("--final", action="store_true", help="measure on SST-2's test sentences too")
-    add("--smoke", action="store_true", help="every stage in seconds, on texts made by program")
-    args = parser.parse_args(arguments)
-    if args.smoke:
-        args.tokens, args.width, args.hidden, args.epochs = 500, 16, 16, 2
-        args.hunt_rounds, args.hunt_updates = min(args.hunt_rounds, 1), 2
-        args.variations = 100
-    return args
-
-
 def make_corpora(
-    args: argparse.Namespace,
+    args: Args,
 ) -> tuple[dict[str, Corpus], dict[str, list[tuple[str, int]]]]:
     """The texts to learn from, and the labelled sentences to measure on."""
     if args.smoke:
@@ -302,7 +234,7 @@ def make_corpora(
     return read_corpus(args.data, args.sentences, args.seed), sets
 
 
-def load_start_model(args: argparse.Namespace) -> Any:
+def load_start_model(args: Args) -> Any:
     """The GPT-2 that hunts start from."""
     from agents.gpt2 import GPT2, GPT2Config
 
@@ -320,7 +252,7 @@ class Student:
     """The network in training, and the texts it learns from."""
 
     def __init__(
-        self, args: argparse.Namespace, corpora: dict[str, Corpus], teacher: Teacher | SmokeTeacher
+        self, args: Args, corpora: dict[str, Corpus], teacher: Teacher | SmokeTeacher
     ) -> None:
         """Stages 2 and 3: the teacher's labels, the vocabulary and the first embedding."""
         self.args = args
@@ -345,7 +277,8 @@ class Student:
         if not path.exists():
             token_ids = most_frequent_tokens(self.imdb.texts + self.sst2.texts, args.tokens)
             table = embed_tokens(teacher, token_ids, args.width)
-            torch.save({"token_ids": token_ids, "table": table}, path)
+            with atomic_write(path) as temporary:
+                torch.save({"token_ids": token_ids, "table": table}, temporary)
         begin = torch.load(path, weights_only=True)
         self.tokenizer = Tokenizer(begin["token_ids"])
         torch.manual_seed(args.seed)
@@ -395,10 +328,19 @@ class SmokeTeacher:
         return np.random.default_rng(0).normal(size=(len(texts), 32)).astype(np.float32)
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_arguments(argv: Sequence[str] | None) -> Args:
+    args = cli.parse(Args, argv, __doc__)
+    names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
+    cli.positive(args, *names, "threads")
+    cli.check_device(args.device)
+    return args.small() if args.smoke else args
+
+
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs all stages that have not run yet; returns the report."""
+    args = parse_arguments(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    args = parse_arguments(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -431,7 +373,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     log.info("final: %s", report["final"])
     if args.hunt_rounds:  # the last hunt only measures what the files are worth
         report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
-    (args.out / "report.json").write_text(json.dumps(report, indent=1), "utf-8")
+    with atomic_write(args.out / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1), "utf-8")
     return report
 
 

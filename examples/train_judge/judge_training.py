@@ -18,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from agents.atomic import atomic_write
 from text_sentiment_env.judge import SentimentNetwork, Tokenizer, pad
 
-log = logging.getLogger("train_sentiment_model")
+log = logging.getLogger("train_judge")
 
 
 @dataclass
@@ -93,6 +94,12 @@ def loss_of(network: SentimentNetwork, ids: Tensor, samples: Samples, index: Any
     return loss
 
 
+def schedule(learning_rate: float, done: float, step: float) -> float:
+    """The learning rate at a share of all steps: 200 steps of warm-up, then a cosine to 2 %."""
+    warm_up = min(1.0, (step + 1) / 200)
+    return learning_rate * warm_up * (0.02 + 0.98 * math.cos(math.pi * done / 2) ** 2)
+
+
 class Trainer:
     """AdamW with a cosine schedule, and the running average of the weights that is kept."""
 
@@ -128,38 +135,39 @@ class Trainer:
             samples, all_rows = fixed + made, rows + self.tokenizer(made.texts)
             order = batches(all_rows, args.batch_size, rng)
             losses = []
-            for step, index in enumerate(
-                bar := tqdm(order, desc=f"epoch {epoch + 1}/{epochs}", mininterval=10)
-            ):
+            bar = tqdm(order, desc=f"epoch {epoch + 1}/{epochs}", mininterval=10)
+            for step, index in enumerate(bar):
                 done = (epoch + step / len(order)) / epochs
-                warm_up = min(1.0, (done * len(order) * epochs + 1) / 200)
+                rate = schedule(learning_rate, done, done * len(order) * epochs)
                 for group in optimizer.param_groups:
-                    group["lr"] = (
-                        learning_rate * warm_up * (0.02 + 0.98 * math.cos(math.pi * done / 2) ** 2)
-                    )
+                    group["lr"] = rate
                 ids = pad([all_rows[i] for i in index])
                 ids[(rng.random(ids.shape) < args.word_dropout) & (ids != 0)] = 1
                 loss = loss_of(network, torch.from_numpy(ids).to(self.device), samples, index)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                self._update_average()
+                self._descend(loss, optimizer)
                 losses.append(loss.item())
                 if step % 200 == 0:
                     bar.set_postfix(loss=f"{np.mean(losses[-400:]):.4f}")
-            log.info(
-                "epoch %d: loss %.4f on %d texts", epoch + 1, np.mean(losses[-2000:]), len(rows)
-            )
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "average": self.average,
-                    "epoch": epoch + 1,
-                },
-                checkpoint,
-            )
+            loss_now = np.mean(losses[-2000:])
+            log.info("epoch %d: loss %.4f on %d texts", epoch + 1, loss_now, len(rows))
+            self._save(checkpoint, optimizer, epoch + 1)
+
+    def _descend(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        optimizer.step()
+        self._update_average()
+
+    def _save(self, path: Path, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "average": self.average,
+            "epoch": epoch,
+        }
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
 
     @torch.no_grad()
     def _update_average(self) -> None:

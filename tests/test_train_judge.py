@@ -15,13 +15,15 @@ import torch
 from text_sentiment_env.judge import PAD, UNKNOWN, Judge, SentimentNetwork, Tokenizer
 from text_sentiment_env.judge import repetition as batch_repetition
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-sys.path.insert(0, str(EXAMPLES))
-script = importlib.import_module("train_sentiment_model")
-judge_data = importlib.import_module("judge_data")
-judge_hunt = importlib.import_module("judge_hunt")
-judge_training = importlib.import_module("judge_training")
-judge_texts = importlib.import_module("judge_texts")
+FOLDER = Path(__file__).parent.parent / "examples" / "train_judge"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(FOLDER)
+    script = importlib.import_module("train_judge")
+    judge_data = importlib.import_module("judge_data")
+    judge_hunt = importlib.import_module("judge_hunt")
+    judge_report = importlib.import_module("judge_report")
+    judge_texts = importlib.import_module("judge_texts")
+    judge_training = importlib.import_module("judge_training")
 
 CASES = json.loads((Path(__file__).parent / "judge_cases.json").read_text("utf-8"))
 
@@ -114,12 +116,12 @@ def test_calibration_scales_and_shifts_the_logits() -> None:
     with torch.no_grad():
         network.sentiment[-1].weight *= 30
     rows = [(chr(97 + i) + chr(98 + i), int(i % 3 > 0)) for i in range(20)]
-    ids = torch.from_numpy(script.pad(tokenizer([text for text, _ in rows])))
+    ids = torch.from_numpy(judge_report.pad(tokenizer([text for text, _ in rows])))
     labels = torch.tensor([float(label) for _, label in rows])
     loss = torch.nn.functional.binary_cross_entropy_with_logits
     with torch.no_grad():
         before = network(ids)[0]
-    temperature, bias = script.calibrate(network, tokenizer, rows)
+    temperature, bias = judge_report.calibrate(network, tokenizer, rows)
     with torch.no_grad():
         after = network(ids)[0]
     torch.testing.assert_close(after, before / temperature + bias)
@@ -128,8 +130,8 @@ def test_calibration_scales_and_shifts_the_logits() -> None:
 
 def test_all_stages_run(tmp_path: Path) -> None:
     """By command, hunts included."""
-    command = [sys.executable, str(EXAMPLES / "train_sentiment_model.py"), "--smoke"]
-    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}  # not installed in a checkout
+    command = [sys.executable, str(FOLDER / "train_judge.py"), "--smoke"]
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}  # this checkout's
     subprocess.run([*command, "--out", str(tmp_path)], check=True, env=environment)
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"round 0", "hunt 1", "round 1", "last hunt", "final"} <= report.keys()
@@ -156,6 +158,30 @@ def test_an_interrupted_training_ends_in_the_same_weights(
 
     whole = run("whole")
     monkeypatch.setattr(script, "made_by_program", interrupting)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run("interrupted")
     assert run("interrupted") == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--epochs", "x"], "--epochs"),
+        (["--device", "cuda:77"], "--device cuda:77: torch sees none"),
+        (["--data", "nowhere"], "nowhere/sst2_dev.tsv.xz"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        script.main(arguments)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line

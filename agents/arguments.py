@@ -1,0 +1,210 @@
+"""The command line of a training run: its flags, its presets, and what a resumed run may change."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from agents import cli
+from agents.runs import RunFolder, run_folders
+
+
+@dataclass
+class RunArgs:
+    """Flags of the run; with --resume all but --preset and --seed may change."""
+
+    preset: Literal["reviews", "small", "scratch", "gpt2"] = "reviews"
+    """sets the defaults of all other flags, which are shown here for reviews"""
+    out: str | None = None
+    """folder to write to; default runs/PRESET-seedN, numbered if it is taken"""
+    resume: bool = False
+    """go on from --out's last checkpoint, with the flags that it was started with"""
+    seed: int = 0
+    """seed of everything random"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1...; auto: cuda if there is one"""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """under torchrun: each process has the whole model, or a part of it"""
+    updates: int = 80
+    """gradient steps in all, earlier ones included"""
+    save_every: int = 25
+    """updates from checkpoint to checkpoint"""
+    keep: int = 2
+    """checkpoints to keep, the newest included"""
+    eval_episodes: int = 256
+    """texts to judge before and after"""
+    tensorboard: bool = False
+    """also log for TensorBoard, in --out"""
+    quiet: bool = False
+    """print nothing but errors"""
+
+
+@dataclass
+class EnvironmentArgs:
+    """Arguments of TextSentiment-v0."""
+
+    num_envs: int = 64
+    """texts per update, of all processes"""
+    vocabulary: str = "reviews"
+    """reviews, small, or gpt2"""
+    max_tokens: int = 20
+    """the most tokens a text may have"""
+    prompts: str | None = None
+    """file of openings, one a line; none: texts from the start"""
+    sentiment_model: str = "bundled"
+    """the judge: bundled, vader, a Hugging Face classifier's id or directory"""
+    reward_type: Literal["graded", "binary"] = "graded"
+    """the judge's score, or its sign"""
+    target: Literal["positive", "negative"] = "positive"
+    """the sentiment to write"""
+    length_penalty: float = 0.5
+    """weight of the length penalty, per share of max_tokens beyond --target-length"""
+    target_length: tuple[int, int] = (8, 20)
+    """LO HI: tokens without penalty"""
+    repetition_penalty: float = 0.0
+    """weight of the share of repeated bigrams"""
+
+
+@dataclass
+class ModelArgs:
+    """The start model."""
+
+    model: str = "reviews"
+    """reviews, a GPT-2 of the Hugging Face hub, a directory, or random"""
+    n_layer: int = 2
+    """layers of a random model"""
+    n_head: int = 4
+    """attention heads of a random model"""
+    n_embd: int = 128
+    """width of a random model"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on CUDA"""
+    cuda_graphs: bool = False
+    """write texts by replaying CUDA graphs"""
+
+
+@dataclass
+class ReinforceArgs:
+    """Arguments of REINFORCE."""
+
+    learning_rate: float = 7e-4
+    """AdamW's"""
+    lr_decay: Literal["constant", "linear", "cosine"] = "linear"
+    """decay of the learning rate over --updates"""
+    warmup_updates: int = 0
+    """updates of rising learning rate"""
+    gamma: float = 1.0
+    """discount"""
+    baseline: Literal["auto", "none", "mean", "ema", "rloo", "value"] = "auto"
+    """subtracted from the returns; auto: rloo"""
+    group_size: int | None = None
+    """rows with the same prompt, for rloo; default 4, or all"""
+    normalize_advantage: bool = False
+    """to mean 0 and deviation 1 over the batch"""
+    ent_coef: float = 0.0
+    """weight of the entropy bonus"""
+    vf_coef: float = 0.5
+    """weight of the value loss, for --baseline value"""
+    kl_coef: float = 0.03
+    """weight of the KL divergence from the start model"""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """in the reward, or in the loss"""
+    max_grad_norm: float = 1.0
+    """the gradient is clipped to this norm"""
+    micro_batch_size: int | None = None
+    """rows through the model at a time; default all"""
+
+
+@dataclass
+class Args:
+    """All flags."""
+
+    run: RunArgs = field(default_factory=RunArgs)
+    environment: EnvironmentArgs = field(default_factory=EnvironmentArgs)
+    start: ModelArgs = field(default_factory=ModelArgs)
+    reinforce: ReinforceArgs = field(default_factory=ReinforceArgs)
+
+    def flat(self) -> dict[str, Any]:
+        """Values by flag."""
+        return {name: value for group in asdict(self).values() for name, value in group.items()}
+
+
+PRESETS = {
+    "reviews": Args(),
+    "small": Args(
+        RunArgs("small"),
+        EnvironmentArgs(vocabulary="small"),
+        reinforce=ReinforceArgs(learning_rate=3e-4, kl_coef=0.1),
+    ),
+    "scratch": Args(
+        RunArgs("scratch"),
+        EnvironmentArgs(vocabulary="small", sentiment_model="vader"),
+        ModelArgs("random"),
+        ReinforceArgs(learning_rate=1e-3, lr_decay="constant", kl_coef=0.0, ent_coef=0.01),
+    ),
+    "gpt2": Args(
+        RunArgs("gpt2", updates=500),
+        EnvironmentArgs(
+            num_envs=128,
+            vocabulary="gpt2",
+            max_tokens=24,
+            prompts=str(Path(__file__).parent / "data" / "review_openings.txt"),
+            sentiment_model="distilbert-base-uncased-finetuned-sst-2-english",
+        ),
+        ModelArgs("gpt2"),
+        ReinforceArgs(learning_rate=1e-5, kl_coef=0.05, warmup_updates=10),
+    ),
+}
+# What --resume may change: what leaves the task and its gradient as they are.
+RESUMABLE = {f.name for f in fields(RunArgs)} - {"preset", "seed"} | {"micro_batch_size"}
+
+
+@cli.errors_in_one_line
+def parse_arguments(argv: Sequence[str] | None = None, description: str | None = None) -> Args:
+    """Reads the command line; defaults come from --preset, or from the run that --resume continues."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    first = cli.parse(Args, argv, description).run
+    folders = run_folders(f"{first.preset}-seed{first.seed}")
+    if first.resume:
+        latest = next((path for path in reversed(folders) if path.exists()), folders[0])
+        folder = RunFolder(first.out or latest)
+        recorded = cli.from_values(Args, folder.read_arguments())
+        args = cli.parse(Args, argv, default=recorded)
+        for name, value in args.flat().items():
+            if name not in RESUMABLE and value != recorded.flat()[name]:
+                raise ValueError(
+                    f"{cli.flag(name)} {value}: --resume cannot change it from"
+                    f" {recorded.flat()[name]}, with which {folder.path} was started; leave it out,"
+                    " or start another run"
+                )
+        args.run.out = str(folder.path)
+    else:
+        args = cli.parse(Args, argv, default=PRESETS[first.preset])
+        args.run.out = first.out or str(next(path for path in folders if not path.exists()))
+    check(args)
+    return args
+
+
+def check(args: Args) -> None:
+    """Refuses what would otherwise be noticed late, or not at all.
+
+    Raises:
+        ValueError: naming the flag, its value and what it must be.
+    """
+    run, rows = args.run, args.environment.num_envs
+    cli.positive(run, "updates", "save_every", "keep", "eval_episodes")
+    cli.positive(args.environment, "num_envs", "max_tokens")
+    cli.positive(args.start, "n_layer", "n_head", "n_embd")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
+    if rows % processes:
+        raise ValueError(f"--num-envs {rows}: must be a multiple of the {processes} processes")
+    if not 0 <= run.seed < 2**32:
+        raise ValueError(f"--seed {run.seed}: must lie in [0, 2**32)")
+    cli.check_device(run.device)
+    if run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError("--tensorboard: the package is missing; pip install tensorboard")

@@ -1,0 +1,159 @@
+"""Command lines: a dataclass defines the flags, and bad input ends in one line.
+
+@dataclass
+class Args:
+    seed: int = 0
+    \"\"\"seed of everything random\"\"\"
+
+@cli.errors_in_one_line
+def main(argv=None):
+    args = cli.parse(Args, argv, __doc__)
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any, ParamSpec, TypeVar
+
+import gymnasium as gym
+import torch
+import tyro
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+# What the library raises for bad input. ModuleNotFoundError: an extra that is not installed.
+BAD_INPUT = (ValueError, OSError, MemoryError, OverflowError, ModuleNotFoundError, gym.error.Error)
+
+PLUG = ("ray", "sb3_contrib", "tensordict", "torchrl")  # what the extra `plug` brings
+
+
+def parse(
+    arguments: type[T],
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    default: T | None = None,
+) -> T:
+    """Reads flags into a dataclass; `--help` prints and exits.
+
+    Args:
+        arguments: the class; its fields are the flags, and nested dataclasses are groups of them.
+        argv: the command line; None: this program's.
+        description: text above the flags in `--help`.
+        default: the flags' defaults; None: the class's.
+
+    Raises:
+        ValueError: for flags that are unknown or malformed.
+    """
+    printed = io.StringIO()
+    options: dict[str, Any] = {} if default is None else {"default": copy.deepcopy(default)}
+    try:
+        with redirect_stderr(printed):
+            return tyro.cli(
+                arguments,
+                args=argv,
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes,),
+                **options,
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise ValueError(_unboxed(printed.getvalue())) from None
+
+
+def _unboxed(box: str) -> str:
+    """The first section of an error that tyro has drawn as a box, in one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
+    _title, *rows = (row.strip("│ ") for row in plain.splitlines() if row.strip())
+    is_rule = [set(row) <= set("─-╰╯") for row in rows]
+    first = is_rule.index(False)
+    last = is_rule.index(True, first) if True in is_rule[first:] else len(rows)
+    return " ".join(rows[first:last]).removesuffix(".") + "; see --help"
+
+
+def from_values(arguments: type[T], values: Mapping[str, Any]) -> T:
+    """Like `parse`, from values by field name; their types are checked as a command line's are."""
+    argv: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            argv.append(flag(name) if value else flag(f"no_{name}"))
+        elif isinstance(value, list | tuple):
+            argv += [flag(name), *map(str, value)]
+        elif value is not None:
+            argv.append(f"{flag(name)}={value}")
+    return parse(arguments, argv)
+
+
+def positive(arguments: Any, *names: str) -> None:
+    """Refuses flags below 1.
+
+    Raises:
+        ValueError: naming the flag and its value.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{flag(name)} {value}: must be at least 1")
+
+
+def flag(name: str) -> str:
+    """The flag of a field: `--num-envs` of `num_envs`."""
+    return "--" + name.replace("_", "-")
+
+
+def check_device(name: str) -> None:
+    """Refuses a device that is not there, on which torch would fail later or use another.
+
+    Raises:
+        ValueError: naming the device.
+    """
+    if name in ("auto", "cpu"):
+        return
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = [] if accelerator is None else [accelerator.type]
+    there += [f"{kind}:{i}" for kind in there for i in range(torch.accelerator.device_count())]
+    if name not in there:
+        raise ValueError(
+            f"--device {name}: torch sees none; use {', '.join(['auto', 'cpu', *there])}"
+        )
+
+
+def errors_in_one_line(main: Callable[P, T]) -> Callable[P, T]:
+    """Makes bad input end a program with `error: …` on stderr and status 2, without a traceback.
+
+    Numbers that overflow in training end with status 1, Ctrl-C with 130. `python -X dev` shows the
+    traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return main(*args, **kwargs)
+        except (*BAD_INPUT, FloatingPointError, KeyboardInterrupt) as error:
+            if sys.flags.dev_mode:
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                print("interrupted", file=sys.stderr)
+                raise SystemExit(130) from None
+            print(f"error: {_message(error)}", file=sys.stderr)
+            raise SystemExit(1 if isinstance(error, FloatingPointError) else 2) from None
+
+    return wrapped
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = (error.name or "").partition(".")[0] in PLUG
+        return f"{error.name} is missing: " + (
+            'pip install -e ".[plug]" brings it' if extra else f"pip install {error.name}"
+        )
+    text = str(error) or type(error).__name__
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates cannot be printed
+    return re.sub(r"\s+", " ", text).strip()
