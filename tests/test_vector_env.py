@@ -178,6 +178,14 @@ def test_render(capsys):
     assert "[reward" in capsys.readouterr().out
 
 
+def test_render_before_reset_shows_nothing_from_memory():
+    # Memory that held something else is likely, but not certain, to be used again.
+    junk = [np.zeros((64, 20), np.int64) for _ in range(50)]
+    del junk
+    envs = TextSentimentVectorEnv(64, render_mode="ansi", sentiment_model=letters)
+    assert envs.render() == ("",) * 64
+
+
 def test_action_masks():
     assert TextSentimentVectorEnv(2, **arguments()).action_masks().shape == (2, 5)
 
