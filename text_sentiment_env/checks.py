@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 LARGEST_INT = int(np.iinfo(np.int64).max)
 LARGEST_FLOAT = float(np.finfo(np.float32).max)  # agents keep rewards as float32
@@ -85,6 +88,33 @@ def render_mode(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and value in RENDER_MODES):
         return value
     raise RenderModeError(f"render_mode={value!r} must be None or one of {RENDER_MODES}")
+
+
+def torch_device(value: Any) -> torch.device:
+    """A device that this machine has; `"auto"` is the first GPU, or the CPU without one."""
+    import torch
+
+    try:
+        if value == "auto":
+            value = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(value)
+        torch.empty(0, device=device)  # fails on a device that is missing
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device={value!r} can't be used: pass 'auto', 'cpu' or a GPU of this machine ('cuda')."
+            f" {error}"
+        ) from None
+    return device
+
+
+def torch_dtype(value: Any) -> torch.dtype:
+    """A floating-point type of PyTorch, itself or its name."""
+    import torch
+
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={value!r} must be 'float32', 'bfloat16' or 'float16'")
+    return dtype
 
 
 # ------------------------------------------------------------------------------------- collections
