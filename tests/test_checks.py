@@ -164,6 +164,12 @@ def test_rows_that_no_memory_holds():
         TextSentimentVectorEnv(HUGE, sentiment_model=letters)
 
 
+def test_memory_where_the_system_does_not_tell(monkeypatch):
+    monkeypatch.delattr("os.sysconf")
+    with pytest.raises(ValueError, match=r"more than this machine's 1,024 GiB"):
+        TextSentimentVectorEnv(HUGE, sentiment_model=letters)
+
+
 @pytest.mark.parametrize(
     "seed", [-1, True, 1.0, "1", b"ab", [1], np.float64(2), np.array(3.0), math.nan, {}]
 )

@@ -81,6 +81,11 @@ def test_hugging_face_score_is_p_positive_minus_p_negative(classifier):
         assert score == pytest.approx(p["POSITIVE"] - p["NEGATIVE"], abs=1e-5)
 
 
+def test_a_directory_as_a_path(classifier):
+    scores = load_sentiment_model(classifier)(TEXTS)
+    assert scores == pytest.approx(load_sentiment_model(str(classifier))(TEXTS))
+
+
 def test_hugging_face_batches_agree(classifier):
     one_by_one = load_sentiment_model(str(classifier), batch_size=1)(TEXTS)
     assert load_sentiment_model(str(classifier))(TEXTS) == pytest.approx(one_by_one, abs=1e-6)

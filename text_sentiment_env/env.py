@@ -12,11 +12,10 @@ import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
 from text_sentiment_env import checks
-from text_sentiment_env.task import TextSentimentTask, Tokens
-from text_sentiment_env.vocabulary import Vocabulary
+from text_sentiment_env.task import TaskAttributes, TextSentimentTask, Tokens
 
 
-class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
+class TextSentimentEnv(TaskAttributes, gym.Env[Tokens, np.int64 | int]):
     """Write a text token by token; a sentiment model judges it when it is finished.
 
     ## Description
@@ -134,21 +133,6 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         self._start = self._position = 0
         self._potential = np.zeros(1)
         self._over = True  # until the first reset
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The action set."""
-        return self.task.vocabulary
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of an episode."""
-        return self.task.max_tokens
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts that `reset` draws from."""
-        return self.task.prompts
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

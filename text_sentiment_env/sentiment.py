@@ -212,7 +212,7 @@ def _hub_error(name: str, revision: str | None) -> Exception | None:
 
 
 def _advice(name: str, hub: Exception | None, safetensors: bool | None, error: Exception) -> str:
-    """The message about a model that couldn't be loaded: what to do, and the causes."""
+    """The message about a model that couldn't be loaded: the fix and the causes."""
     message = f"sentiment_model={name!r} could not be loaded"
     if hub is not None:
         message += (
@@ -255,7 +255,7 @@ def _polar_labels(name: str, id2label: dict[int, str]) -> tuple[int, int]:
     )
 
 
-def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
+def load_sentiment_model(name: str | os.PathLike[str], **options: Any) -> SentimentModel:
     """Makes a sentiment model by name.
 
     No code that comes with a model runs: remote code is refused, and weights are read from
@@ -281,9 +281,10 @@ def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
         ValueError: for an unknown name or a bad option, when the model's labels don't tell positive
             from negative, and when its classification head is untrained.
     """
-    if isinstance(name, os.PathLike):
-        name = os.fspath(name)
-    if not checks.text("sentiment_model", name):
+    name = checks.text(
+        "sentiment_model", os.fspath(name) if isinstance(name, os.PathLike) else name
+    )
+    if not name:
         raise ValueError(
             "sentiment_model='' names nothing: use 'bundled', 'vader', or a Hugging Face id or directory"
         )

@@ -244,6 +244,27 @@ class TextSentimentTask:
         return scores
 
 
+class TaskAttributes:
+    """The attributes of a task that both environments show as their own."""
+
+    task: TextSentimentTask
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The action set."""
+        return self.task.vocabulary
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of an episode."""
+        return self.task.max_tokens
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that `reset` draws from."""
+        return self.task.prompts
+
+
 def _repeated_bigrams(tokens: Tokens) -> float:
     """The share of bigrams that occurred earlier in the text; 0 without bigrams."""
     bigrams = list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))

@@ -14,15 +14,14 @@ from gymnasium.vector.utils import batch_space
 
 from text_sentiment_env import checks
 from text_sentiment_env.env import TextSentimentEnv
-from text_sentiment_env.task import Floats, TextSentimentTask, Tokens
-from text_sentiment_env.vocabulary import Vocabulary
+from text_sentiment_env.task import Floats, TaskAttributes, TextSentimentTask, Tokens
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Infos = dict[str, Any]
 
 
-class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
+class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     """`num_envs` texts written side by side: the same task and arguments as `TextSentimentEnv`.
 
     Row i, seeded with s, equals the single environment seeded with s + i, token for token and reward
@@ -97,21 +96,6 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         self._rows = np.arange(num_envs)
         self._ended = self._rows  # the rows without a text to go on with
         self._began = False
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The action set."""
-        return self.task.vocabulary
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of an episode."""
-        return self.task.max_tokens
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts that `reset` draws from."""
-        return self.task.prompts
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
