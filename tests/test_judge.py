@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -309,6 +310,76 @@ def test_loading_and_reading_are_quick(judge: Judge) -> None:
         judge(texts)
         durations.append(time.perf_counter() - start)
     assert min(durations) < 0.12
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the judge's two files to be spoilt."""
+    for kind in ("json", "safetensors"):
+        shutil.copy(DATA / f"judge.{kind}", tmp_path)
+    return tmp_path
+
+
+def test_a_judge_from_another_folder(judge: Judge, folder: Path) -> None:
+    assert np.array_equal(Judge(directory=folder)(POSITIVE), judge(POSITIVE))
+    assert np.array_equal(Judge(directory=str(folder))(POSITIVE), judge(POSITIVE))
+
+
+@pytest.mark.parametrize("file", ["judge.json", "judge.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"[3]", b"\xff" * 99, b"\0" * 99, "half"])
+def test_damaged_files_give_one_clear_error(
+    folder: Path, file: str, content: bytes | str | None
+) -> None:
+    whole = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if content is not None:
+        left = whole[: len(whole) // 2] if isinstance(content, str) else content
+        (folder / file).write_bytes(left)
+    kind = FileNotFoundError if content is None else OSError
+    with pytest.raises(
+        kind, match=r"directory=.*judge.json or judge.safetensors.*write them again"
+    ):
+        Judge(directory=folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width": 10**9},
+        {"width": "128"},
+        {"hidden": 64},
+        {"hidden": -1},
+        {"token_ids": [1, 2, 3]},
+        {"token_ids": 3},
+        {"token_ids": None},
+        {"token_ids": {"1": 1}},
+        {"token_ids": "all"},
+    ],
+)
+def test_a_config_that_does_not_fit_the_weights(folder: Path, change: dict[str, object]) -> None:
+    config = json.loads((folder / "judge.json").read_text("utf-8"))
+    (folder / "judge.json").write_text(json.dumps(config | change), "utf-8")
+    with pytest.raises(OSError, match="holds no judge that can be loaded"):
+        Judge(directory=folder)
+
+
+@pytest.mark.parametrize("token_id", [60000, -1, 1.5, True, "1", None])
+def test_a_config_with_an_impossible_token(folder: Path, token_id: object) -> None:
+    config = json.loads((folder / "judge.json").read_text("utf-8"))
+    config["token_ids"][7] = token_id
+    (folder / "judge.json").write_text(json.dumps(config), "utf-8")
+    with pytest.raises(OSError, match=r"holds no judge.*token_ids\[7\]="):
+        Judge(directory=folder)
+
+
+def test_weights_that_are_no_numbers(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "judge.safetensors")
+    weights["sentiment.0.bias"][3] = torch.nan
+    save_file(weights, folder / "judge.safetensors")
+    with pytest.raises(OSError, match=r"sentiment.0.bias holds nan or inf"):
+        Judge(directory=folder)
 
 
 @pytest.mark.gpu

@@ -1,4 +1,14 @@
+import builtins
 import json
+import os
+import pickle
+import shutil
+import socket
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +81,11 @@ def test_hugging_face_score_is_p_positive_minus_p_negative(classifier):
         assert score == pytest.approx(p["POSITIVE"] - p["NEGATIVE"], abs=1e-5)
 
 
+def test_a_directory_as_a_path(classifier):
+    scores = load_sentiment_model(classifier)(TEXTS)
+    assert scores == pytest.approx(load_sentiment_model(str(classifier))(TEXTS))
+
+
 def test_hugging_face_batches_agree(classifier):
     one_by_one = load_sentiment_model(str(classifier), batch_size=1)(TEXTS)
     assert load_sentiment_model(str(classifier))(TEXTS) == pytest.approx(one_by_one, abs=1e-6)
@@ -118,20 +133,297 @@ def test_long_texts_are_cut_with_a_warning(classifier, caplog):
     assert "reads only 16 tokens" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "some/where/else", "/nowhere"])
+@pytest.mark.parametrize("name", ["./nowhere", "some/where/else", "/nowhere", "~nobody/model"])
 def test_missing_directory(name):
     with pytest.raises(FileNotFoundError, match="is not a directory.*save_pretrained"):
         load_sentiment_model(name)
 
 
-def test_no_hub(monkeypatch):
-    import huggingface_hub.constants
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float33"}, "dtype='float33'.*float32"),
+        ({"dtype": "int64"}, "dtype='int64'.*float32"),
+        ({"dtype": "nn"}, "dtype='nn'.*float32"),
+        ({"dtype": 16}, "dtype=16.*float32"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": True}, "batch_size=True"),
+        ({"device": "gpu"}, "device='gpu'.*'cpu'"),
+        ({"device": "cuda:99"}, "device='cuda:99'.*'cpu'"),
+        ({"device": 1.5}, "device=1.5.*'cpu'"),
+        ({"local_files_only": "no"}, "local_files_only='no' must be True or False"),
+        ({"allow_pickle": 1}, "allow_pickle=1 must be True or False"),
+        ({"revision": 3}, "revision=3"),
+    ],
+)
+def test_bad_options(classifier, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_sentiment_model(str(classifier), **options)
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(OSError, match="hub.*can't be reached.*path of a directory"):
-        load_sentiment_model("nobody/no-such-model", local_files_only=True)
+
+@pytest.mark.parametrize("name", [3, None, b"vader", "", "a b", "a/\0", "\ud800", "a" * 300])
+def test_bad_names(name):
+    with pytest.raises(ValueError, match="sentiment_model="):
+        load_sentiment_model(name)
+
+
+def test_bad_device_of_the_bundled_judge():
+    with pytest.raises(ValueError, match="device='gpu'"):
+        load_sentiment_model("bundled", device="gpu")
+
+
+# ------------------------------------------------------------- directories that came from elsewhere
+
+
+@pytest.fixture
+def copy(classifier, tmp_path):
+    """A copy of the classifier's directory to be spoilt."""
+    return Path(shutil.copytree(classifier, tmp_path / "copy"))
+
+
+@pytest.fixture
+def nothing_runs(tmp_path, monkeypatch):
+    """A file that hostile code would write; asks on the terminal are answered with yes."""
+    asked = []
+    monkeypatch.setattr(builtins, "input", lambda *args: asked.append(args) or "y")
+    marker = tmp_path / "code ran"
+    yield marker
+    assert not marker.exists()
+    assert asked == []
+
+
+class WritesAFile:
+    """A pickle of this object writes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "ran")
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "own"])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_in_the_directory_never_runs(copy, nothing_runs, file, model_type):
+    code = f"import pathlib; pathlib.Path({str(nothing_runs)!r}).write_text('ran')"
+    (copy / "own.py").write_text(code)
+    names = ("AutoConfig", "AutoModelForSequenceClassification", "AutoModel")
+    auto_map = {name: "own.Own" for name in names}
+    edit_json(copy / file, auto_map=auto_map | {"AutoTokenizer": ["own.Own", "own.Own"]})
+    if file == "config.json":
+        edit_json(copy / file, model_type=model_type, architectures=["Own"])
+    else:
+        edit_json(copy / file, tokenizer_class="Own" if model_type == "own" else "BertTokenizer")
+    try:
+        judge = load_sentiment_model(str(copy))
+    except OSError as error:
+        assert "code" in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(judge(TEXTS)).all()  # by the library's own classes
+
+
+def save_with_torch(path, weights):
+    import torch
+
+    torch.save(weights, path)
+
+
+def save_with_pickle(path, weights):
+    path.write_bytes(pickle.dumps(weights))
+
+
+@pytest.mark.parametrize("save", [save_with_torch, save_with_pickle])
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_a_hostile_pickle_never_runs(copy, nothing_runs, save, allow_pickle):
+    (copy / "model.safetensors").unlink()
+    save(copy / "pytorch_model.bin", {"classifier.bias": WritesAFile(nothing_runs)})
+    with pytest.raises(OSError, match="could not be loaded") as error:
+        load_sentiment_model(str(copy), allow_pickle=allow_pickle)
+    assert ("allow_pickle=True" in str(error.value)) is not allow_pickle
+
+
+def test_a_pickle_beside_safetensors_is_not_read(copy, nothing_runs):
+    save_with_torch(copy / "pytorch_model.bin", {"classifier.bias": WritesAFile(nothing_runs)})
+    load_sentiment_model(str(copy))
+    load_sentiment_model(str(copy), allow_pickle=True)
+
+
+def test_pickled_weights_by_request(classifier, copy):
+    from safetensors.torch import load_file
+
+    save_with_torch(copy / "pytorch_model.bin", load_file(copy / "model.safetensors"))
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="allow_pickle=True"):
+        load_sentiment_model(str(copy))
+    judge = load_sentiment_model(str(copy), allow_pickle=True)
+    assert judge(TEXTS) == pytest.approx(load_sentiment_model(str(classifier))(TEXTS))
+
+
+def test_a_model_without_a_trained_head_is_refused(copy):
+    from transformers import BertModel
+
+    BertModel.from_pretrained(copy).save_pretrained(copy)
+    with pytest.raises(ValueError, match="no trained classification head.*classifier.weight"):
+        load_sentiment_model(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", b""),
+        ("config.json", b"[]"),
+        ("config.json", b'{"model_type": "bert", "hidden_size": "x"}'),
+        ("config.json", b'{"model_type": 3}'),
+        ("config.json", b"\xff\xfe"),
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer_config.json", b"null"),
+        ("model.safetensors", b""),
+        ("model.safetensors", b"\xff" * 64),
+        ("model.safetensors", None),
+    ],
+)
+def test_damaged_files(copy, file, content):
+    path = copy / file
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(OSError, match="sentiment_model=.*could not be loaded"):
+        load_sentiment_model(str(copy))
+
+
+def test_weights_of_another_shape(copy):
+    edit_json(copy / "config.json", hidden_size=32)
+    with pytest.raises(OSError, match="could not be loaded"):
+        load_sentiment_model(str(copy))
 
 
 def test_a_directory_without_a_model(tmp_path):
     with pytest.raises(OSError, match="could not be loaded"):
         load_sentiment_model(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------ the hub
+
+
+class Hub(SimpleHTTPRequestHandler):
+    """The Hugging Face hub's answers for one public model, whose files lie in `directory`."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body):
+        start = "/someone/judge/resolve/main/"
+        file = Path(self.directory) / self.path.removeprefix(start)
+        found = self.path.startswith(start) and file.is_file()
+        content = file.read_bytes() if found else b"{}"
+        self.send_response(200 if found else 404)
+        if found:
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("ETag", f'"{hash(content)}"')
+        elif "/someone/judge/" in self.path:
+            self.send_header("X-Repo-Commit", "1" * 40)
+            self.send_header("X-Error-Code", "EntryNotFound")
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def hub(classifier, tmp_path, monkeypatch):
+    """A function that makes an address the hub's, with an empty cache; and a working hub's address."""
+    from huggingface_hub import constants
+
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", cache)
+    monkeypatch.setenv("HF_HUB_CACHE", cache)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, directory=classifier))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def use(address):
+        path = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + path)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+
+    yield use, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def silent():
+    """The address of a server that accepts connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_model_of_the_hub_and_its_cache_without_the_hub(classifier, hub, silent):
+    use, address = hub
+    expected = load_sentiment_model(str(classifier))(TEXTS)
+    use(address)
+    assert load_sentiment_model("someone/judge")(TEXTS) == pytest.approx(expected)
+    use(silent)
+    start = time.perf_counter()
+    assert load_sentiment_model("someone/judge")(TEXTS) == pytest.approx(expected)
+    assert time.perf_counter() - start < 5
+
+
+def test_a_model_that_the_hub_does_not_have(hub):
+    use, address = hub
+    use(address)
+    with pytest.raises(OSError, match="'someone/else' could not be loaded.*hub.*404"):
+        load_sentiment_model("someone/else")
+
+
+@pytest.mark.parametrize("fault", ["silent", "closed", "no name", "name server hangs", "offline"])
+def test_an_unreachable_hub_answers_soon(hub, silent, monkeypatch, fault):
+    from huggingface_hub import constants
+
+    use, _ = hub
+    use({"silent": silent, "closed": "http://127.0.0.1:9"}.get(fault, "http://hub.invalid"))
+    if fault == "name server hangs":
+        real = socket.getaddrinfo
+        slow = lambda *args, **options: time.sleep(20) or real(*args, **options)  # noqa: E731
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+    if fault == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    environment = dict(os.environ)
+    start = time.perf_counter()
+    with pytest.raises(OSError, match="hub.*path of a directory"):
+        load_sentiment_model("nobody/no-such-model")
+    assert time.perf_counter() - start < 5
+    assert dict(os.environ) == environment
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("vade", "vader"), ("VADER", "vader"), ("bundle", "bundled")]
+)
+def test_a_misspelt_name_is_not_asked_of_the_hub(monkeypatch, name, near):
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: 1 / 0)
+    with pytest.raises(ValueError, match=f"sentiment_model='{name}'.*did you mean '{near}'"):
+        load_sentiment_model(name)
+    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+        TextSentimentEnv(sentiment_model=name)
+
+
+def test_local_files_only_asks_no_hub(hub, silent):
+    use, _ = hub
+    use(silent)
+    start = time.perf_counter()
+    with pytest.raises(OSError, match="could not be loaded"):
+        load_sentiment_model("nobody/no-such-model", local_files_only=True)
+    assert time.perf_counter() - start < 2

@@ -172,10 +172,26 @@ def test_render(capsys):
     envs.reset()
     envs.step([0, 1])
     assert envs.render() == (" good", " bad")
+    assert TextSentimentVectorEnv(2, **arguments()).render() is None
     envs = TextSentimentVectorEnv(2, render_mode="human", **arguments(prompts=None))
     envs.reset()
     envs.step([0, END])
     assert "[reward" in capsys.readouterr().out
+
+
+def test_render_before_reset_shows_nothing_from_memory():
+    # Memory that held something else is likely, but not certain, to be used again.
+    junk = [np.zeros((64, 20), np.int64) for _ in range(50)]
+    del junk
+    envs = TextSentimentVectorEnv(64, render_mode="ansi", sentiment_model=letters)
+    assert envs.render() == ("",) * 64
+
+
+def test_both_environments_show_their_task():
+    for env in (TextSentimentEnv(**arguments()), TextSentimentVectorEnv(2, **arguments())):
+        assert env.vocabulary.decode([0, 1]) == " good bad"
+        assert env.max_tokens == 4
+        assert env.prompts == ["good", "not bad film", " bad"]
 
 
 def test_action_masks():
@@ -206,6 +222,8 @@ def test_bad_actions(actions, message):
         ({"options": {"prompt": 3}}, r"options\['prompt'\]"),
         ({"options": {"reset_mask": [1, 0]}}, "reset_mask"),
         ({"options": {"reset_mask": [False, False]}}, "reset_mask"),
+        ({"options": {"reset_mask": [[True], []]}}, "reset_mask"),
+        ({"options": {"reset_mask": "ab"}}, "reset_mask"),
         ({"options": {"mask": [1, 0]}}, "unknown"),
     ],
 )

@@ -134,9 +134,29 @@ def test_bad_words(words, message):
         Vocabulary.load(words)
 
 
-def test_bad_ids():
-    with pytest.raises(ValueError, match="60000"):
-        Vocabulary([1, 60000])
+@pytest.mark.parametrize("token_id", [60000, -1, 1.5, True, "3", None, 10**30])
+def test_bad_ids(token_id):
+    with pytest.raises(ValueError, match=r"token_ids\[1\]="):
+        Vocabulary([1, token_id])
+
+
+@pytest.mark.parametrize("text", ["good \ud800", "\udfff", 3, None, b"good"])
+def test_encode_refuses_what_is_no_text(text):
+    with pytest.raises(ValueError, match="text=.*(surrogate|must be a string)"):
+        Vocabulary.load("gpt2").encode(text)
+
+
+def test_unknown_names_and_odd_bytes_in_words():
+    vocabulary = Vocabulary([255, 3807])
+    assert repr(vocabulary).startswith("Vocabulary(3 tokens")
+    assert vocabulary != "small"
+    assert {vocabulary: 1}[Vocabulary([255, 3807])] == 1
+
+
+@pytest.mark.parametrize("words", [3, None, True, {" good"}, {" good": 1}, b"small", [3], [b"x"]])
+def test_words_that_are_no_list_of_strings(words):
+    with pytest.raises(ValueError, match="vocabulary.*must be"):
+        Vocabulary.load(words)
 
 
 def test_encode_names_the_missing_token():

@@ -11,20 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.error import ResetNeeded
 
-from text_sentiment_env.task import TextSentimentTask, Tokens
-from text_sentiment_env.vocabulary import Vocabulary
-
-RENDER_MODES = ("ansi", "human")
+from text_sentiment_env import checks
+from text_sentiment_env.task import TaskAttributes, TextSentimentTask, Tokens
 
 
-class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
+class TextSentimentEnv(TaskAttributes, gym.Env[Tokens, np.int64 | int]):
     """Write a text token by token; a sentiment model judges it when it is finished.
 
     ## Description
 
     Writing is a Markov decision process: the state is the text so far, the action is the next token,
-    and the reward is the judge's opinion of the finished text, less a penalty on its length. By
-    default the words are a film review's, and the text is to be positive.
+    and the reward is the judge's score of the finished text, less a penalty on its length. By
+    default the vocabulary is that of a film review, and the agent is paid for a positive one.
 
     >>> import gymnasium as gym
     >>> import text_sentiment_env
@@ -38,8 +36,8 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
 
     ## Action Space
 
-    `Discrete(V)`. Action i is GPT-2 token `env.unwrapped.vocabulary.token_ids[i]`; the last one is
-    `<|endoftext|>` and ends the text.
+    `Discrete(V)`. Action i is GPT-2 token `env.unwrapped.vocabulary.token_ids[i]`. The last action
+    is `<|endoftext|>` and ends the text.
 
     ## Observation Space
 
@@ -57,27 +55,28 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
 
         ±sentiment - λ·|n - clip(n, lo, hi)| / max_tokens - μ·(bigrams - distinct bigrams) / bigrams
 
-    and any `extra_terms`. The judge reads prompt and generated text; an empty text has sentiment 0.
-    With `shaping` the first term is paid as it grows: after each token the increment of the same
-    term for the text so far. The sum over an episode is the same.
+    plus the `extra_terms`. The judge reads the prompt and the generated text. An empty text has
+    sentiment 0. With `shaping` each token earns the increment of the first term: its value for the
+    text so far, less its value before the token. The sum over an episode is the same.
 
     ## Starting State
 
-    The prompt: none, or one of `prompts`, drawn evenly with the environment's `np_random`;
-    `reset(options={"prompt": "..."})` picks it.
+    The prompt: empty, or one of `prompts`, drawn evenly with the environment's `np_random`.
+    `reset(options={"prompt": "..."})` sets it.
 
     ## Episode End
 
     1. Termination: the agent writes `<|endoftext|>`.
-    2. Termination: it has written `max_tokens` tokens. The limit is part of the task and can be read
-       off the observation, so this is no truncation, and no value is to be bootstrapped.
+    2. Termination: the agent has written `max_tokens` tokens. The limit is part of the task and the
+       observation shows it, so this is no truncation: an agent must not bootstrap a value here.
     3. Truncation: never, unless a wrapper such as `TimeLimit` adds it.
 
     ## Information
 
     `reset` returns `prompt`. The step that ends the text returns `text`, `sentiment` (the judge's
     score in [-1, 1], before `target` and `reward_type`), `length_penalty` and `repetition_penalty`
-    (what was subtracted), `length` (n), and each of `extra_terms` under its name.
+    (the amounts subtracted), `length` (n), and each of `extra_terms` under its name. The other
+    steps return an empty info.
 
     ## Arguments
 
@@ -85,14 +84,14 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
     |---|---|---|
     | `vocabulary` | `"small"` | the action set: `"small"` (100 tokens), `"reviews"` (the bundled language model's), `"gpt2"` (all 50,257), or a list of strings that are each one GPT-2 token |
     | `max_tokens` | `20` | the most tokens an episode may generate |
-    | `prompts` | `None` | `None` (start of text), a list of strings, or the path of a text file with one prompt a line |
+    | `prompts` | `None` | `None` (start of text), a list of strings, or the path of a UTF-8 text file with one prompt a line |
     | `sentiment_model` | `"bundled"` | `"bundled"`, `"vader"`, a Hugging Face sequence-classification id or directory, or a callable `list[str] -> scores in [-1, 1]` |
     | `reward_type` | `"graded"` | `"graded"`: P(positive) - P(negative); `"binary"`: its sign |
     | `target` | `"positive"` | or `"negative"`: the sign of the sentiment term |
-    | `length_penalty` | `0.5` | λ ≥ 0; 0 switches it off |
+    | `length_penalty` | `0.5` | λ in [0, 1e30]; 0 switches it off |
     | `target_length` | `(8, 20)` | (lo, hi): the tokens within which no length penalty is due |
-    | `repetition_penalty` | `0.0` | μ ≥ 0, times the share of repeated bigrams |
-    | `extra_terms` | `None` | mapping of name to a callable `list[str] -> floats`, called once per step on the finished texts, added to the reward |
+    | `repetition_penalty` | `0.0` | μ in [0, 1e30], times the share of repeated bigrams |
+    | `extra_terms` | `None` | mapping of name to a callable `list[str] -> floats`, called once per step on the finished texts, added to the reward and to info |
     | `shaping` | `False` | pay the sentiment term as it grows |
     | `render_mode` | `None` | `"ansi"`: `render()` returns the text so far; `"human"`: the text is printed as it grows |
 
@@ -112,20 +111,20 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
     * v0: Initial version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": list(checks.RENDER_MODES), "render_fps": 20}
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         """Makes the environment.
 
         Args:
-            render_mode: see the table above.
-            **arguments: the table's others, checked by `TextSentimentTask`.
+            render_mode: None, `"ansi"` or `"human"`.
+            **arguments: the other arguments of the table above, checked by `TextSentimentTask`.
 
         Raises:
             TypeError: for an unknown argument.
             ValueError: for a bad value, naming argument, value and fix.
         """
-        self.render_mode = check_render_mode(render_mode)
+        self.render_mode = checks.render_mode(render_mode)
         self.task = TextSentimentTask(**arguments)
         self.action_space = self.task.action_space
         self.observation_space = self.task.observation_space
@@ -134,21 +133,6 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         self._start = self._position = 0
         self._potential = np.zeros(1)
         self._over = True  # until the first reset
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The action set."""
-        return self.task.vocabulary
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of an episode."""
-        return self.task.max_tokens
-
-    @property
-    def prompts(self) -> list[str]:
-        """What `reset` draws from."""
-        return self.task.prompts
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -163,11 +147,11 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
             The observation, int64 (L,), and the info `{"prompt": str}`.
 
         Raises:
-            ValueError: for an unknown option, or a prompt that can't be used.
+            ValueError: for a seed that is no whole number of at least 0, an unknown option, or a
+                prompt that is outside the vocabulary or too long.
         """
-        super().reset(seed=seed)
-        check_options(options, ("prompt",))
-        given = (options or {}).get("prompt")
+        given = checks.options(options, ("prompt",)).get("prompt")
+        super().reset(seed=checks.seed("seed", seed))
         prompts, tokens, starts = self.task.start([self.np_random], [given])
         self._position = self._start = int(starts[0])
         self._tokens[:] = self.vocabulary.pad_index
@@ -175,7 +159,7 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         self._potential = np.zeros(1)
         self._over = False
         if self.render_mode == "human":
-            # Bytes are printed as they come; a character may be spread over several tokens.
+            # The decoder waits for whole characters: one may be spread over several tokens.
             self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
             print("\n" + prompts[0], end="", flush=True)
         return self._tokens.copy(), {"prompt": prompts[0]}
@@ -184,14 +168,14 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         """Appends a token.
 
         Args:
-            action: an index in [0, V), an int or an integer array without dimensions.
+            action: an index in [0, V): an int, or an integer array of shape ().
 
         Returns:
-            Observation int64 (L,), reward, terminated, truncated (always False), and info.
+            The observation int64 (L,), reward, terminated, truncated (always False), and info.
 
         Raises:
             ResetNeeded: before the first `reset`, and after the end of a text.
-            ValueError: for an action outside [0, V).
+            ValueError: for an action outside [0, V), or a judge that returns no proper scores.
         """
         if self._over:
             raise ResetNeeded("no text is being written: call reset() first and after each end")
@@ -239,27 +223,5 @@ class TextSentimentEnv(gym.Env[Tokens, np.int64 | int]):
         return self.vocabulary.decode(self._tokens[: self._position])
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
-        """Which actions are allowed, bool (V,), as sb3-contrib's MaskablePPO asks: all, always."""
+        """The actions that are allowed, bool (V,), for sb3-contrib's MaskablePPO: all of them."""
         return np.ones(self._n_actions, bool)
-
-
-class RenderModeError(ValueError, TypeError):
-    """A render mode that a text doesn't have.
-
-    Also a TypeError, because stable-baselines3's `make_vec_env` first asks every environment for
-    `"rgb_array"` and goes on without only after a TypeError.
-    """
-
-
-def check_render_mode(render_mode: str | None) -> str | None:
-    """Returns a render mode that both environments know, or raises a RenderModeError."""
-    if render_mode is not None and render_mode not in RENDER_MODES:
-        raise RenderModeError(f"render_mode={render_mode!r} must be None or one of {RENDER_MODES}")
-    return render_mode
-
-
-def check_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> None:
-    """Raises a ValueError for options of `reset` that would be ignored."""
-    unknown = sorted(set(options or {}) - set(known))
-    if unknown:
-        raise ValueError(f"reset options {unknown} are unknown: use {', '.join(map(repr, known))}")

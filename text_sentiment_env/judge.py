@@ -1,8 +1,8 @@
-"""The bundled judge: a 2.4-million-parameter network that reads a text and says how positive it is.
+"""The bundled judge: a network of 2.4 million parameters that scores the sentiment of a text.
 
 It gives each text three probabilities: positive, negative, and *not a readable text*, so that a
-string of happy words earns as little as silence. `examples/train_sentiment_model.py` makes its
-files; `data/JUDGE.md` says from what, and how well it does.
+string of happy words earns as little as silence. `data/JUDGE.md` describes its training data and
+its accuracy.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from text_sentiment_env import checks
 from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE, gpt2_encoding
 
 PAD, UNKNOWN = 0, 1  # the first two rows of the embedding
@@ -28,9 +30,9 @@ _TOKENS_PER_BATCH = 8192  # bounds the memory of one forward, whatever the numbe
 class SentimentNetwork(nn.Module):
     """An LSTM each way over the text, and two small heads on their pooled states.
 
-    The sentiment head says how positive the text is *given* that it is readable; the other head
-    says whether it is. The latter also sees how much of the text repeats itself, which an LSTM
-    notices badly over a distance.
+    The sentiment head says how positive the text is *given* that it is readable. The other head
+    says whether it is readable. It also sees the share of the text that repeats, because an LSTM
+    is bad at noticing repeats over a distance.
     """
 
     def __init__(self, tokens: int, width: int = 128, hidden: int = 128, dropout: float = 0.0):
@@ -53,8 +55,8 @@ class SentimentNetwork(nn.Module):
         """
         real = ids != PAD  # (B, T)
         length = real.sum(1, keepdim=True)
-        # Each row is reversed within its own length, so that no LSTM ever meets padding first. The
-        # backward states stay in that order: pooling does not care.
+        # Each row is reversed within its own length, so that no LSTM meets padding first. The
+        # backward states stay reversed, because pooling ignores the order.
         place = (length - 1 - torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
         reversed_ids = torch.where(real, ids.gather(1, place), PAD)
         states = torch.cat(
@@ -72,7 +74,7 @@ class SentimentNetwork(nn.Module):
 
 
 def repetition(ids: Tensor, length: Tensor) -> Tensor:
-    """The shares of tokens, of pairs and of triples that occurred earlier in their row, (B, 3)."""
+    """The shares of tokens, pairs and triples that occurred earlier in their row, float (B, 3)."""
     same = (ids[:, :, None] == ids[:, None, :]).tril(-1) & (ids > UNKNOWN)[:, :, None]
     shares = []
     for _ in range(3):
@@ -85,10 +87,18 @@ def repetition(ids: Tensor, length: Tensor) -> Tensor:
 
 
 class Tokenizer:
-    """Text to embedding rows: GPT-2's tokens of the lower-cased text, the rarer ones `UNKNOWN`."""
+    """Maps texts to embedding rows: GPT-2's tokens of the lower-cased text, rare ones `UNKNOWN`."""
 
     def __init__(self, token_ids: Sequence[int]) -> None:
-        self.token_ids = list(token_ids)
+        """Makes a tokenizer of the GPT-2 ids that have embedding rows of their own.
+
+        Raises:
+            ValueError: for an id that is no whole number in [0, 50257).
+        """
+        self.token_ids = [
+            checks.whole_number(f"token_ids[{i}]", token_id, 0, GPT2_VOCABULARY_SIZE - 1)
+            for i, token_id in enumerate(token_ids)
+        ]
         self._row = np.full(GPT2_VOCABULARY_SIZE, UNKNOWN, np.int64)
         self._row[self.token_ids] = np.arange(2, 2 + len(self.token_ids))
 
@@ -105,18 +115,33 @@ class Tokenizer:
 
 
 def pad(rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    """Rows of any lengths as one array, right-padded."""
+    """Rows of any lengths as one array int64 (B, longest), right-padded with `PAD`."""
     padded = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
     for out, row in zip(padded, rows, strict=True):
         out[: len(row)] = row
     return padded
 
 
+def _load(folder: Path) -> tuple[Tokenizer, SentimentNetwork]:
+    """The tokenizer and the network of a folder's two files, or an error of whichever kind."""
+    config: dict[str, Any] = json.loads((folder / "judge.json").read_text("utf-8"))
+    weights = load_file(folder / "judge.safetensors")
+    for name, values in weights.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{name} holds nan or inf")
+    tokenizer = Tokenizer(config["token_ids"])
+    # On "meta" a network has shapes and no memory, whatever sizes a damaged file asks for.
+    with torch.device("meta"):
+        network = SentimentNetwork(len(tokenizer.token_ids), config["width"], config["hidden"])
+    network.load_state_dict({name: w.float() for name, w in weights.items()}, assign=True)
+    return tokenizer, network
+
+
 class Judge:
     """Scores texts by P(positive) - P(negative), in [-1, 1]; an empty text scores 0.
 
     A text that is no readable English (repeated words, shuffled sentences, lists of adjectives)
-    scores near 0 however happy its words are. A text's score does not depend on its neighbours.
+    scores near 0, however happy its words are. A text's score doesn't depend on the other texts.
 
     >>> judge = Judge()
     >>> judge(["What a wonderful film!", "A waste of time.", ""]).round() + 0.0
@@ -129,19 +154,26 @@ class Judge:
         """Loads `judge.safetensors` and `judge.json`.
 
         Args:
-            device: where to compute.
+            device: the device to compute on; `"auto"` is the first GPU, or the CPU without one.
             directory: the folder of the two files; the package's own by default.
+
+        Raises:
+            OSError: when a file is missing or damaged, or the two don't belong together.
+            ValueError: for a device that this machine lacks.
         """
-        folder = Path(str(resources.files("text_sentiment_env"))) / "data"
-        folder = folder if directory is None else Path(directory)
-        config: dict[str, Any] = json.loads((folder / "judge.json").read_text("utf-8"))
-        self.tokenizer = Tokenizer(config["token_ids"])
-        self.network = SentimentNetwork(
-            len(self.tokenizer.token_ids), config["width"], config["hidden"]
-        )
-        self.network.load_state_dict(load_file(folder / "judge.safetensors"))  # half, made float
-        self.network.to(device).eval()
-        self.device = torch.device(device)
+        self.device = checks.torch_device(device)
+        own = Path(str(resources.files("text_sentiment_env"))) / "data"
+        folder = own if directory is None else Path(directory)
+        try:
+            self.tokenizer, self.network = _load(folder)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+            fix = "reinstall this package" if folder == own else "write them again"
+            raise kind(
+                f"directory={str(folder)!r} holds no judge that can be loaded, because judge.json or"
+                f" judge.safetensors is missing or damaged: {fix}. {type(error).__name__}: {error}"
+            ) from error
+        self.network.to(self.device).eval()
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
         """The score of each text, float64 of shape (n,)."""
@@ -155,7 +187,7 @@ class Judge:
         """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
         rows = self.tokenizer(texts)
         result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
-        # Texts of like length go together: less padding, which changes no score but costs time.
+        # Texts of similar length share a batch: padding changes no score, but costs time.
         order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))
         while order:
             count = max(1, _TOKENS_PER_BATCH // len(rows[order[-1]]))

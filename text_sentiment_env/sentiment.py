@@ -1,13 +1,17 @@
-"""Sentiment models: what judges a finished text.
+"""Sentiment models: the judges of finished texts.
 
-A sentiment model is any callable from texts to scores in [-1, 1]; `load_sentiment_model` makes the named
-ones. Heavy libraries are imported only by the model that needs them.
+A sentiment model is any callable from texts to scores in [-1, 1]. `load_sentiment_model` makes one by
+name. Heavy libraries are imported only by the model that needs them.
 """
 
 from __future__ import annotations
 
+import difflib
 import logging
+import os
+import queue
 import re
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,14 +20,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from text_sentiment_env import checks
+
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
+_NAMES = ("bundled", "vader")
+_HUB_SECONDS = 3.0  # the longest wait for the hub's first answer
+
 
 class SentimentModel(Protocol):
-    """Judges texts: a callable from n strings to n scores in [-1, 1], -1 the most negative."""
+    """A callable from n texts to n scores in [-1, 1], -1 the most negative."""
 
     def __call__(self, texts: Sequence[str], /) -> npt.ArrayLike:
         """Scores of shape (n,) for n texts, each P(positive) - P(negative)."""
@@ -33,7 +42,7 @@ class SentimentModel(Protocol):
 class VaderSentiment:
     """The word-list judge of Hutto and Gilbert (2014): the compound score of vaderSentiment.
 
-    It reads one text after the other, but none of the last 65,536 twice.
+    It scores one text after the other and remembers the scores of the last 65,536.
     """
 
     def __init__(self) -> None:
@@ -55,7 +64,7 @@ class HuggingFaceSentiment:
 
     The labels are read by name from the model's `id2label` (positive/negative, pos/neg, or the pair
     LABEL_0/LABEL_1), never by position. Texts longer than the model's positions are cut, with one
-    warning.
+    warning. Loading runs no code that came with the model.
     """
 
     def __init__(
@@ -67,36 +76,23 @@ class HuggingFaceSentiment:
         batch_size: int = 64,
         local_files_only: bool = False,
         revision: str | None = None,
+        allow_pickle: bool = False,
     ) -> None:
         """Loads tokenizer and model; see `load_sentiment_model` for arguments and errors."""
-        import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
-        source: dict[str, Any] = {"local_files_only": local_files_only, "revision": revision}
-        if Path(name).is_dir():
-            name = str(Path(name))
-        elif Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise FileNotFoundError(
-                f"sentiment_model={name!r} is not a directory: pass one written by save_pretrained"
-                " (config.json, model.safetensors, the tokenizer's files), a hub id, or 'bundled'"
-            )
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, **source)
-            model = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype, **source)
-        except (OSError, ValueError) as error:
-            raise OSError(
-                f"sentiment_model={name!r} could not be loaded: it is no local directory with a"
-                " classifier, and the Hugging Face hub has none of that name or can't be reached."
-                " Without a hub pass the path of a directory written by save_pretrained on a"
-                f" connected machine, or use 'bundled' or 'vader'. The loader said: {error}"
-            ) from error
+        self._batch_size = checks.whole_number("batch_size", batch_size, least=1)
+        device = checks.torch_device(device)
+        dtype = checks.torch_dtype(dtype)
+        source: dict[str, Any] = {
+            "revision": None if revision is None else checks.text("revision", revision),
+            "local_files_only": checks.boolean("local_files_only", local_files_only),
+            "trust_remote_code": False,  # None would ask on the terminal
+        }
+        weights = {
+            "use_safetensors": None if checks.boolean("allow_pickle", allow_pickle) else True
+        }
+        self._tokenizer, model = _load_pretrained(name, source, {"dtype": dtype, **weights})
         self._negative, self._positive = _polar_labels(name, model.config.id2label)
         self._model = model.to(device).eval()
-        self._batch_size = batch_size
         self._max_length = min(
             self._tokenizer.model_max_length,
             getattr(model.config, "max_position_embeddings", self._tokenizer.model_max_length),
@@ -125,11 +121,122 @@ class HuggingFaceSentiment:
         return np.concatenate(scores) if scores else np.zeros(0)
 
 
+def _load_pretrained(name: str, source: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:
+    """The tokenizer and the classifier of a directory, of the hub, or of the hub's cache.
+
+    Args:
+        name: a directory, or a model's id on the hub.
+        source: keywords of both `from_pretrained`, among them `local_files_only` and `revision`.
+        options: keywords of the classifier's `from_pretrained`.
+
+    Raises:
+        ValueError: for a name that is no id, and a classifier whose head isn't in its files.
+        FileNotFoundError: for a path that doesn't exist.
+        OSError: when the files are missing, damaged, or want to run code.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    hub = None
+    if os.path.isdir(name):  # False, where Path raises, for a name that is too long for a path
+        name = str(Path(name))
+        source = source | {"local_files_only": True}
+    else:
+        _check_model_id(name)
+        if not source["local_files_only"]:
+            hub = _hub_error(name, source["revision"])
+            source = source | {"local_files_only": hub is not None}  # the cache is left
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **source)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, output_loading_info=True, **options, **source
+        )
+    except Exception as error:  # the loader raises errors of any kind about files of any kind
+        raise OSError(_advice(name, hub, options["use_safetensors"], error)) from error
+    if report["missing_keys"]:
+        raise ValueError(
+            f"sentiment_model={name!r} has no trained classification head: its files lack"
+            f" {', '.join(sorted(report['missing_keys']))}, which would be random numbers. Choose a"
+            " model that was fine-tuned for sentiment"
+        )
+    return tokenizer, model
+
+
+def _check_model_id(name: str) -> None:
+    """Raises an error for a name that can't be on the hub, or that is nearly one of our own."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(
+            f"sentiment_model={name!r} is not a directory: pass one written by save_pretrained"
+            " (config.json, model.safetensors, the tokenizer's files), a hub id, or 'bundled'"
+        )
+    near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.75)
+    if near:
+        raise ValueError(
+            f"sentiment_model={name!r} is unknown: did you mean {near[0]!r}? Other values are a"
+            " Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"sentiment_model={name!r} is no name on the Hugging Face hub: use 'bundled', 'vader',"
+            f" an id such as 'owner/model', or a directory. {error}"
+        ) from None
+
+
+def _hub_error(name: str, revision: str | None) -> Exception | None:
+    """Asks the hub for a model once, and returns its error, or None if it has the model.
+
+    transformers tries for about a minute when the hub can't be reached. A thread bounds the whole
+    wait, because no timeout of a request covers the search for the host's address.
+    """
+    import huggingface_hub
+
+    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+            huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)
+        except Exception as error:  # errors of several HTTP libraries
+            answers.put(error)
+        else:
+            answers.put(None)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=_HUB_SECONDS)
+    except queue.Empty:
+        return TimeoutError(f"no answer within {_HUB_SECONDS:g} seconds")
+
+
+def _advice(name: str, hub: Exception | None, safetensors: bool | None, error: Exception) -> str:
+    """The message about a model that couldn't be loaded: the fix and the causes."""
+    message = f"sentiment_model={name!r} could not be loaded"
+    if hub is not None:
+        message += (
+            ": it is no directory, is not in the local cache, and the Hugging Face hub doesn't have"
+            " it or can't be reached. Without a hub pass the path of a directory written by"
+            f" save_pretrained on a connected machine, or use 'bundled' or 'vader'. The hub: {hub}"
+        )
+    else:
+        message += (
+            ": it needs config.json, the tokenizer's files and model.safetensors, as save_pretrained"
+            " writes them, undamaged"
+        )
+    if "trust_remote_code" in str(error):
+        message += ". It asks to run code of its own, which is never done"
+    elif safetensors:
+        message += ". A pytorch_model.bin (a pickle) is read only with allow_pickle=True"
+    return f"{message}. The loader: {type(error).__name__}: {error}"
+
+
 def _polar_labels(name: str, id2label: dict[int, str]) -> tuple[int, int]:
     """The indices of the negative and the positive label, by name.
 
     Raises:
-        ValueError: when the labels don't say which is which.
+        ValueError: when the labels don't tell positive from negative.
     """
     labels = {
         int(index): re.sub(r"[^a-z0-9]", "", str(label).lower())
@@ -148,23 +255,39 @@ def _polar_labels(name: str, id2label: dict[int, str]) -> tuple[int, int]:
     )
 
 
-def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
+def load_sentiment_model(name: str | os.PathLike[str], **options: Any) -> SentimentModel:
     """Makes a sentiment model by name.
 
+    No code that comes with a model runs: remote code is refused, and weights are read from
+    safetensors files.
+
     Args:
-        name: `"bundled"` (the network in this package, which gives word salad no credit), `"vader"` (the
-            word list of vaderSentiment), or a Hugging Face sequence-classification id or directory.
-        **options: for the bundled judge: `device` (`"cpu"`); for a Hugging Face model: `device` (`"auto"`), `dtype` (`"float32"`), `batch_size`
-            (64), `local_files_only` (False), `revision`.
+        name: `"bundled"` (the network in this package, which gives word salad no credit), `"vader"`
+            (the word list of vaderSentiment), or a Hugging Face sequence-classification id or
+            directory. The hub is asked last, for three seconds; then its local cache is used.
+        **options: for the bundled judge `device` (`"cpu"`). For a Hugging Face model `device`
+            (`"auto"`), `dtype` (`"float32"`), `batch_size` (64), `local_files_only` (False),
+            `revision` (None) and `allow_pickle` (False): True also reads weights from a
+            `pytorch_model.bin`, which you should do only with a file that you trust.
 
     Returns:
         A callable from n texts to n scores in [-1, 1].
 
     Raises:
         FileNotFoundError: for a path that doesn't exist.
-        OSError: when the hub can't be reached; the message says how to go on without one.
-        ValueError: when the model's labels can't be understood.
+        OSError: when files are missing or damaged, or the hub can't be reached; the message says
+            how to go on without one.
+        TypeError: for an unknown option.
+        ValueError: for an unknown name or a bad option, when the model's labels don't tell positive
+            from negative, and when its classification head is untrained.
     """
+    name = checks.text(
+        "sentiment_model", os.fspath(name) if isinstance(name, os.PathLike) else name
+    )
+    if not name:
+        raise ValueError(
+            "sentiment_model='' names nothing: use 'bundled', 'vader', or a Hugging Face id or directory"
+        )
     if name == "bundled":
         from text_sentiment_env.judge import Judge
 
@@ -176,5 +299,5 @@ def load_sentiment_model(name: str, **options: Any) -> SentimentModel:
 
 @cache
 def shared_sentiment_model(name: str) -> SentimentModel:
-    """`load_sentiment_model(name)`, once a process: environments side by side share one judge."""
+    """`load_sentiment_model(name)`, once a process, so that environments share one judge."""
     return load_sentiment_model(name)

@@ -1,13 +1,12 @@
-"""The rules of the game, each in one place: prompts, the end of a text, and the reward.
+"""The rules of the task, each in one place: prompts, the end of a text, and the reward.
 
-`TextSentimentEnv` and `TextSentimentVectorEnv` keep the state; what they do with it is asked here, for
-any number of rows at once.
+`TextSentimentEnv` and `TextSentimentVectorEnv` keep the state of their texts. Both apply the rules
+in this file, which work on any number of rows at once.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from pathlib import Path
@@ -17,17 +16,29 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from text_sentiment_env import checks
 from text_sentiment_env.sentiment import SentimentModel, shared_sentiment_model
 from text_sentiment_env.vocabulary import Vocabulary
 
 Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
 
-_RESERVED = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
+# Names in info that are taken: by this environment, by Gymnasium and by its wrappers.
+_OUR_KEYS = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
+_RESERVED = (*_OUR_KEYS, "episode", "final_obs", "final_info")
 
 
 class TextSentimentTask:
-    """What the arguments of `gym.make("TextSentiment-v0")` decide; see `TextSentimentEnv`."""
+    """The task that the arguments of `gym.make("TextSentiment-v0")` define.
+
+    `TextSentimentEnv` explains the arguments.
+
+    Attributes:
+        vocabulary, max_tokens, prompts, ...: the arguments, checked.
+        prompt_length: the tokens of the longest prompt, p.
+        action_space: `Discrete(V)`.
+        observation_space: `Box(0, V, (L,), int64)`, L = p + `max_tokens`.
+    """
 
     def __init__(
         self,
@@ -50,18 +61,17 @@ class TextSentimentTask:
             ValueError: naming the argument, its value and the fix.
         """
         self.vocabulary = Vocabulary.load(vocabulary)
-        self.max_tokens = _whole("max_tokens", max_tokens, least=1)
+        self.max_tokens = checks.whole_number("max_tokens", max_tokens, least=1)
+        checks.memory("max_tokens", self.max_tokens, rows=1, width=self.max_tokens)
         self.prompts = _read_prompts(prompts)
-        self.reward_type = _one_of("reward_type", reward_type, ("graded", "binary"))
-        self.target = _one_of("target", target, ("positive", "negative"))
-        self.length_penalty = _not_negative("length_penalty", length_penalty)
-        self.repetition_penalty = _not_negative("repetition_penalty", repetition_penalty)
-        self.target_length = _length_range(target_length)
-        lengths = np.arange(self.max_tokens + 1)
-        outside = np.abs(lengths - lengths.clip(*self.target_length))
-        self._length_penalties = self.length_penalty * outside / self.max_tokens  # by length
-        self.extra_terms = _terms(extra_terms)
-        self.shaping = bool(shaping)
+        self.reward_type = checks.one_of("reward_type", reward_type, ("graded", "binary"))
+        self.target = checks.one_of("target", target, ("positive", "negative"))
+        self.length_penalty = checks.weight("length_penalty", length_penalty)
+        self.repetition_penalty = checks.weight("repetition_penalty", repetition_penalty)
+        self.target_length = checks.length_range("target_length", target_length)
+        self.extra_terms = checks.named_functions("extra_terms", extra_terms, _RESERVED)
+        self.shaping = checks.boolean("shaping", shaping)
+        self._length_penalties = self._tabulate_length_penalties()
         encoded = [self._encode(prompt) for prompt in self.prompts]
         self.prompt_length = max(map(len, encoded))
         self._prompt_texts = np.array(self.prompts, object)
@@ -76,7 +86,7 @@ class TextSentimentTask:
         self.observation_space = spaces.Box(0, size, (width,), np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A judge known by name is loaded anew, so that pickles stay small.
+        # Pickles stay small: a judge with a name is loaded again instead.
         state = self.__dict__.copy()
         if isinstance(self.sentiment_model, str):
             del state["_judge"]
@@ -86,6 +96,19 @@ class TextSentimentTask:
         self.__dict__.update(state)
         if "_judge" not in state:
             self._judge = _load_judge(self.sentiment_model)
+
+    def _tabulate_length_penalties(self) -> Floats:
+        """The penalty of every length from 0 to `max_tokens`, float64 (max_tokens + 1,)."""
+        lengths = np.arange(self.max_tokens + 1)
+        outside = np.abs(lengths - lengths.clip(*self.target_length))
+        penalties = self.length_penalty * outside / self.max_tokens
+        if penalties.max() > 1e30:
+            raise ValueError(
+                f"length_penalty={self.length_penalty} gives a penalty of {penalties.max():g} with"
+                f" target_length={self.target_length}: choose smaller ones, so that it is at most"
+                " 1e30"
+            )
+        return penalties
 
     # ------------------------------------------------------------------------------------ prompts
 
@@ -101,9 +124,7 @@ class TextSentimentTask:
         return padded
 
     def _tokens_of(self, prompt: str) -> tuple[Tokens, int]:
-        if not isinstance(prompt, str):
-            raise ValueError(f"options['prompt'] must be a string, got {prompt!r}")
-        row = self._prompt_rows.get(prompt)
+        row = self._prompt_rows.get(checks.text("options['prompt']", prompt))
         if row is not None:
             return self._prompt_tokens[row], self._prompt_lengths[row]
         tokens = self._encode(prompt)
@@ -118,22 +139,22 @@ class TextSentimentTask:
     def start(
         self, generators: Sequence[np.random.Generator], given: Sequence[str | None] | None = None
     ) -> tuple[npt.NDArray[np.object_], Tokens, Tokens]:
-        """The prompts of k new episodes: those given, the others drawn, each with its own generator.
+        """The prompts of k new episodes: each is given or drawn.
 
         Args:
-            generators: k of them.
-            given: a prompt, or None, for each; None: all are drawn.
+            generators: k generators; each draws its own episode's prompt.
+            given: k prompts, None where one is to be drawn; None draws all.
 
         Returns:
-            The prompts (k,), their tokens, padded to the longest of `prompts`, (k, p), and how many
-            each has (k,).
+            The prompts (k,), their tokens int64 (k, p), padded to the longest of `prompts`, and
+            their numbers of tokens int64 (k,).
 
         Raises:
             ValueError: for a prompt that is not text, is outside the vocabulary or too long.
         """
         count, k = len(self.prompts), len(generators)
         rows = np.zeros(k, np.int64)
-        if count > 1:  # one prompt needs no draw, so that it doesn't consume randomness
+        if count > 1:  # a single prompt needs no draw and leaves the generators alone
             fixed = given or [None] * k
             for i, generator in enumerate(generators):
                 rows[i] = generator.integers(count) if fixed[i] is None else 0
@@ -147,7 +168,7 @@ class TextSentimentTask:
     # ---------------------------------------------------------------------------------- the rules
 
     def ends(self, action: Any, steps: Any) -> Any:
-        """Whether the text is finished after `action` was its `steps`-th (scalars or arrays)."""
+        """Whether a text is finished with `action` as its `steps`-th token (scalars or arrays)."""
         return (action == self.vocabulary.end_index) | (steps == self.max_tokens)
 
     def reward(
@@ -160,14 +181,20 @@ class TextSentimentTask:
         """Judges k texts in one call and sums the terms of their rewards.
 
         Args:
-            tokens: the texts, prompts included, as their observations show them, int64 (k, L).
-            starts: the length of each one's prompt, int64 (k,).
-            potential: the sentiment term already paid to each, float64 (k,), 0 without shaping.
-            ended: which texts are finished, bool (k,); None: all. An unfinished one (dense shaping) gets
-                only the increment of its sentiment term (Ng, Harada and Russell 1999, with discount 1).
+            tokens: the observations of the texts, prompts included, int64 (k, L).
+            starts: the length of each prompt, int64 (k,).
+            potential: the sentiment term that each text has been paid so far, float64 (k,); 0
+                without shaping.
+            ended: the texts that are finished, bool (k,); None: all. An unfinished text gets only
+                the increment of its sentiment term: potential-based shaping (Ng, Harada and
+                Russell 1999) with discount 1.
 
         Returns:
-            Rewards (k,), the sentiment terms (k,), and the finished texts' info, arrays over them.
+            Rewards float64 (k,), sentiment terms float64 (k,), and the info of the finished texts,
+            arrays with one item for each of them.
+
+        Raises:
+            ValueError: when the judge or an extra term returns no proper scores.
         """
         texts = self.vocabulary.decode_batch(tokens)
         sentiment = self._sentiment(texts)
@@ -182,7 +209,7 @@ class TextSentimentTask:
             tokens, starts, sentiment = tokens[finished], starts[finished], sentiment[finished]
             if not texts:
                 return rewards, term, {}
-        # <|endoftext|> and PAD are the two highest indices.
+        # <|endoftext|> and PAD are the two highest indices: all below are text.
         lengths = (tokens < self.vocabulary.end_index).sum(1) - starts
         length_penalty = self._length_penalties[lengths]
         repetition_penalty = np.zeros(len(texts))
@@ -200,132 +227,93 @@ class TextSentimentTask:
         }
         rewards[finished] -= length_penalty + repetition_penalty
         for name, function in self.extra_terms.items():
-            info[name] = _scores(f"extra_terms[{name!r}]", function(texts), len(texts))
+            info[name] = checks.scores(f"extra_terms[{name!r}]", function(texts), len(texts))
             rewards[finished] += info[name]
         return rewards, term, info
 
     def _sentiment(self, texts: list[str]) -> Floats:
-        """The judge's scores (k,); an empty text is neutral and isn't shown to the judge."""
+        """The judge's scores (k,). An empty text is neutral, and the judge doesn't see it."""
         written = [bool(text.strip()) for text in texts]
         read = list(compress(texts, written))
         if not read:
             return np.zeros(len(texts))
-        scores = _scores("sentiment_model", self._judge(read), len(read), largest=1.0)
+        scores = checks.scores("sentiment_model", self._judge(read), len(read), largest=1)
         if len(read) < len(texts):
             scores, of_read = np.zeros(len(texts)), scores
             scores[written] = of_read
         return scores
 
 
+class TaskAttributes:
+    """The attributes of a task that both environments show as their own."""
+
+    task: TextSentimentTask
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The action set."""
+        return self.task.vocabulary
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens of an episode."""
+        return self.task.max_tokens
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts that `reset` draws from."""
+        return self.task.prompts
+
+
 def _repeated_bigrams(tokens: Tokens) -> float:
+    """The share of bigrams that occurred earlier in the text; 0 without bigrams."""
     bigrams = list(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     return (len(bigrams) - len(set(bigrams))) / len(bigrams) if bigrams else 0.0
 
 
-def _scores(
-    name: str, values: npt.ArrayLike, count: int, largest: float = sys.float_info.max
-) -> Floats:
-    """What a judge or reward term returned, as float64 (count,), or an error that says its fault."""
-    scores = np.array(values, np.float64)
-    if scores.shape != (count,):
-        raise ValueError(
-            f"{name} returned an array of shape {scores.shape} for {count} texts:"
-            f" it must return one float a text, shape ({count},)"
-        )
-    low, high = np.minimum.reduce(scores), np.maximum.reduce(scores)  # half the cost of .min()
-    if -largest <= low and high <= largest:  # NaN is not
-        return scores
-    finite = np.isfinite(scores)
-    if not finite.all():
-        bad = int(finite.argmin())
-        raise ValueError(f"{name} returned {scores[bad]} for text {bad} of {count}: must be finite")
-    worst = scores[np.abs(scores).argmax()]
-    if abs(worst) > largest + 1e-6:  # more than rounding
-        raise ValueError(
-            f"{name} returned {worst}: scores must lie in [-1, 1]"
-            " (P(positive) - P(negative), or tanh of a logit)"
-        )
-    return scores.clip(-largest, largest)
-
-
 def _load_judge(sentiment_model: str | os.PathLike[str] | SentimentModel) -> SentimentModel:
+    """The judge of a name or path, shared by every environment of the process, or a callable."""
     if isinstance(sentiment_model, str | os.PathLike):
         return shared_sentiment_model(os.fspath(sentiment_model))
     if not callable(sentiment_model):
         raise ValueError(
-            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'bundled', 'vader', a"
-            " Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
+            f"sentiment_model={sentiment_model!r} is neither a name nor a callable: use 'bundled',"
+            " 'vader', a Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
         )
     return sentiment_model
 
 
 def _read_prompts(prompts: Sequence[str] | str | os.PathLike[str] | None) -> list[str]:
+    """The prompts of a list, or of a text file with one a line; no prompt is the empty one."""
     if prompts is None:
         return [""]
     if isinstance(prompts, str | os.PathLike):
-        path = Path(prompts)
-        if not path.is_file():
-            raise ValueError(
-                f"prompts={os.fspath(prompts)!r} is not a file: pass a text file with one prompt a"
-                " line, or a list of strings"
-            )
-        lines = [line.rstrip() for line in path.read_text("utf-8").splitlines() if line.strip()]
-        if not lines:
-            raise ValueError(
-                f"prompts={os.fspath(prompts)!r} holds no prompt: write one a line, or use None"
-            )
-        return lines
-    texts = list(prompts)
-    if not texts:
-        raise ValueError("prompts=[] holds no prompt: pass at least one string, or None")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"prompts must hold strings, got {text!r}")
-    return texts
+        source = f"prompts={os.fspath(prompts)!r}"
+        lines = [line.rstrip() for line in _read_text(source, Path(prompts)).splitlines()]
+        found = [line for line in lines if line]
+        fix = "write one a line, or use None"
+    else:
+        source = f"prompts={prompts!r}"
+        found = checks.texts("prompts", prompts, "None, a path or a list of strings")
+        fix = "pass at least one string, or None"
+    if not found:
+        raise ValueError(f"{source} holds no prompt: {fix}")
+    return found
 
 
-def _whole(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-    return int(value)
-
-
-def _not_negative(name: str, value: float) -> float:
-    if not isinstance(value, int | float | np.number) or not 0 <= value < np.inf:
-        raise ValueError(f"{name}={value!r} must be a finite number >= 0; 0 switches it off")
-    return float(value)
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
-    return value
-
-
-def _length_range(value: tuple[int, int]) -> tuple[int, int]:
+def _read_text(source: str, path: Path) -> str:
+    """A file's text in UTF-8, less its byte order mark, or an error about `source`."""
     try:
-        low, high = (_whole("target_length", bound, least=0) for bound in value)
-    except (TypeError, ValueError):
-        low, high = 1, 0
-    if low > high:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         raise ValueError(
-            f"target_length={value!r} must be two whole numbers (lo, hi) with 0 <= lo <= hi"
-        )
-    return low, high
-
-
-def _terms(
-    terms: Mapping[str, Callable[[list[str]], npt.ArrayLike]] | None,
-) -> dict[str, Callable[[list[str]], npt.ArrayLike]]:
-    checked = dict(terms or {})
-    for name, function in checked.items():
-        if not isinstance(name, str) or name in _RESERVED or name.startswith("_"):
-            raise ValueError(
-                f"extra_terms holds the name {name!r}: use a string that doesn't begin with '_' and"
-                f" is none of {', '.join(_RESERVED)}"
-            )
-        if not callable(function):
-            raise ValueError(
-                f"extra_terms[{name!r}]={function!r} must be a callable list[str] -> floats"
-            )
-    return checked
+            f"{source} is not a file that can be read: pass a text file with one prompt a line, or"
+            f" a list of strings. {error}"
+        ) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{source} holds bytes in line {line} that are not UTF-8: save the file as UTF-8"
+        ) from None

@@ -12,20 +12,20 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from text_sentiment_env.env import TextSentimentEnv, check_options, check_render_mode
-from text_sentiment_env.task import Floats, TextSentimentTask, Tokens
-from text_sentiment_env.vocabulary import Vocabulary
+from text_sentiment_env import checks
+from text_sentiment_env.env import TextSentimentEnv
+from text_sentiment_env.task import Floats, TaskAttributes, TextSentimentTask, Tokens
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.intp]
 Infos = dict[str, Any]
 
 
-class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
+class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     """`num_envs` texts written side by side: the same task and arguments as `TextSentimentEnv`.
 
-    Row i seeded with s equals the single environment seeded with s + i, token for token and reward
-    for reward. The texts that end in one step are judged in one call.
+    Row i, seeded with s, equals the single environment seeded with s + i, token for token and reward
+    for reward. One call judges all texts that end in a step.
 
     >>> import gymnasium as gym
     >>> import text_sentiment_env
@@ -56,29 +56,30 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         """Makes the environments.
 
         Args:
-            num_envs: rows B >= 1.
-            autoreset_mode: what happens to a row whose text has ended, by Gymnasium's enum or its
-                value. `"NextStep"`: the next step starts its new text and ignores its action;
-                `"SameStep"`: the same step does, and `final_obs` and `final_info` hold the end;
+            num_envs: rows B, at least 1.
+            autoreset_mode: the restart of rows after their end, as Gymnasium's enum or its value.
+                `"NextStep"`: the next step starts a new text and ignores the row's action.
+                `"SameStep"`: the same step starts it, and `final_obs` and `final_info` hold the end.
                 `"Disabled"`: call `reset(options={"reset_mask": terminated})`.
-            render_mode: `"ansi"`: `render()` returns every row's text; `"human"`: finished texts are
-                printed.
+            render_mode: `"ansi"`: `render()` returns the text of every row. `"human"`: finished
+                texts are printed.
             **arguments: see `TextSentimentEnv`.
 
         Raises:
             TypeError: for an unknown argument.
             ValueError: for a bad value, naming argument, value and fix.
         """
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1")
+        num_envs = checks.whole_number("num_envs", num_envs, least=1)
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError:
             modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
             raise ValueError(f"autoreset_mode={autoreset_mode!r} must be one of {modes}") from None
-        self.render_mode = check_render_mode(render_mode)
+        self.render_mode = checks.render_mode(render_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.task = TextSentimentTask(**arguments)
+        width = self.task.observation_space.shape[0]
+        checks.memory("num_envs", num_envs, rows=num_envs, width=width)
         self.num_envs = num_envs
         self.single_action_space = self.task.action_space
         self.single_observation_space = self.task.observation_space
@@ -88,7 +89,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         seeded = [seeding.np_random() for _ in range(num_envs)]
         self._generators = [generator for generator, _ in seeded]
         self._seeds = [seed for _, seed in seeded]
-        self._tokens = np.empty((num_envs, *self.task.observation_space.shape), np.int64)
+        self._tokens = np.full((num_envs, width), self.vocabulary.pad_index)
         self._starts = np.zeros(num_envs, np.int64)
         self._positions = np.zeros(num_envs, np.int64)
         self._potentials = np.zeros(num_envs)
@@ -96,29 +97,14 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         self._ended = self._rows  # the rows without a text to go on with
         self._began = False
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The action set."""
-        return self.task.vocabulary
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens of an episode."""
-        return self.task.max_tokens
-
-    @property
-    def prompts(self) -> list[str]:
-        """What `reset` draws from."""
-        return self.task.prompts
-
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """Every row's generator, as Gymnasium's SyncVectorEnv gives them."""
+        """One generator a row, as Gymnasium's SyncVectorEnv has."""
         return tuple(self._generators)
 
     @property
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Every row's seed."""
+        """One seed a row."""
         return tuple(self._seeds)
 
     # -------------------------------------------------------------------------------------- reset
@@ -129,26 +115,27 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Tokens, Infos]:
-        """Starts every row's text, or those of a mask.
+        """Starts the texts of all rows, or of the rows in a mask.
 
         Args:
-            seed: row i is seeded with seed + i; or one seed a row; None leaves the generators.
-            options: `"prompt"`: a string for all rows or a sequence of one a row (None draws);
-                `"reset_mask"`: bool (B,), the rows to reset, the others go on.
+            seed: a number s seeds row i with s + i; a list holds one seed a row; None leaves a
+                row's generator as it is.
+            options: `"prompt"`: a string for all rows, or a list of one a row, None where it is to
+                be drawn. `"reset_mask"`: bool (B,), the rows to reset; the others go on.
 
         Returns:
             Observations int64 (B, L), and the infos `prompt` (objects) and `_prompt`.
 
         Raises:
+            ResetNeeded: when the first reset is of some rows only.
             ValueError: for seeds or options of the wrong kind or length.
         """
-        check_options(options, ("prompt", "reset_mask"))
-        options = options or {}
-        mask = self._reset_mask(options.get("reset_mask"))
-        prompts = self._per_row("options['prompt']", options.get("prompt"), str)
-        if isinstance(seed, int | np.integer):
-            seed = [int(seed) + row for row in range(self.num_envs)]
-        seeds = self._per_row("seed", seed, int)
+        options = checks.options(options, ("prompt", "reset_mask"))
+        mask = checks.reset_mask(options.get("reset_mask"), self.num_envs)
+        prompts = checks.prompts(options.get("prompt"), self.num_envs)
+        seeds = checks.seeds(seed, self.num_envs)
+        if not self._began and not mask.all():
+            raise ResetNeeded("the first reset must be of all rows: leave out 'reset_mask'")
         rows = np.flatnonzero(mask)
         for row in rows.tolist():
             if seeds[row] is not None:
@@ -159,7 +146,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         return self._tokens.copy(), infos
 
     def _start(self, rows: Rows, prompts: Sequence[str | None] | None = None) -> Infos:
-        """Begins the k rows' texts, with k prompts given or None, and returns their reset infos."""
+        """Starts k rows' texts with the prompts given (None: drawn), and returns their infos."""
         generators = [self._generators[row] for row in rows.tolist()]
         texts, tokens, lengths = self.task.start(generators, prompts)
         self._tokens[rows] = self.vocabulary.pad_index
@@ -170,28 +157,6 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             self._potentials[rows] = 0
         return self._infos(rows, {"prompt": texts})
 
-    def _reset_mask(self, mask: Any) -> Mask:
-        if mask is None:
-            return np.ones(self.num_envs, bool)
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},) with a True,"
-                f" got {mask!r}"
-            )
-        if not self._began and not mask.all():
-            raise ResetNeeded("the first reset must be of all rows: leave out 'reset_mask'")
-        return mask
-
-    def _per_row(self, name: str, values: Any, kind: type) -> list[Any]:
-        if values is None or isinstance(values, kind):
-            return [values] * self.num_envs
-        if not isinstance(values, Sequence | np.ndarray) or len(values) != self.num_envs:
-            raise ValueError(
-                f"{name}={values!r} must be one {kind.__name__} or a list of num_envs={self.num_envs}"
-            )
-        return list(values)
-
     # --------------------------------------------------------------------------------------- step
 
     def step(self, actions: npt.ArrayLike) -> tuple[Tokens, Floats, Mask, Mask, Infos]:
@@ -201,11 +166,14 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
             actions: integers (B,), each in [0, V).
 
         Returns:
-            Observations int64 (B, L), rewards float64 (B,), terminated and truncated bool (B,), infos.
+            Observations int64 (B, L), rewards float64 (B,), terminated and truncated bool (B,), and
+            infos.
 
         Raises:
-            ResetNeeded: before the first `reset`; in mode `"Disabled"` when an ended row wasn't reset.
-            ValueError: for actions of the wrong shape, type or range.
+            ResetNeeded: before the first `reset`, and in mode `"Disabled"` when a row has ended and
+                hasn't been reset.
+            ValueError: for actions of the wrong shape, type or range, and for a judge that returns
+                no proper scores.
         """
         actions = self._check(actions)
         infos: Infos = {}
@@ -216,7 +184,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
                     " with options={'reset_mask': terminated} for the ended rows alone"
                 )
             infos = self._start(self._ended)
-            # A row that restarts takes no action: PAD, written behind its prompt, changes nothing.
+            # A row that restarts takes no action: PAD behind its prompt changes nothing.
             actions[self._ended] = self.vocabulary.pad_index
         acting = actions != self.vocabulary.pad_index
         self._tokens[self._rows, self._positions] = actions
@@ -240,7 +208,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         return self._tokens.copy(), rewards, terminated, np.zeros(self.num_envs, bool), infos
 
     def _check(self, actions: npt.ArrayLike) -> Tokens:
-        """The actions as an array of their own, or an error that says what is wrong with them."""
+        """A copy of the actions, int64 (B,), or an error that names the wrong one."""
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or actions.dtype.kind not in "iu":
             raise ValueError(
@@ -248,7 +216,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
                 f" {actions.shape} and type {actions.dtype}"
             )
         own = actions.astype(np.int64)
-        unsigned = own.view(np.uint64)  # in which negative ones are huge
+        unsigned = own.view(np.uint64)  # negative actions become huge ones
         if np.maximum.reduce(unsigned) >= len(self.vocabulary):
             row = int((unsigned >= len(self.vocabulary)).argmax())
             raise ValueError(
@@ -258,12 +226,15 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         return own
 
     def _reward(self, rewards: Floats, rows: Rows, ended: Mask | None = None) -> Infos:
-        """Writes the rows' rewards, from one call of the judge, and returns the infos of those that ended.
+        """Fills in the rewards of some rows, from one call of the judge.
 
         Args:
-            rewards: all rows', (B,).
-            rows: those to be judged, (k,).
-            ended: which of them have ended, bool (k,); None: all. With it, the others' text grows on.
+            rewards: the rewards of all rows, float64 (B,), changed in place.
+            rows: the rows to be judged, (k,).
+            ended: the rows among them that have ended, bool (k,); None: all.
+
+        Returns:
+            The infos of the rows that have ended.
         """
         rewards[rows], terms, ends = self.task.reward(
             self._tokens[rows], self._starts[rows], self._potentials[rows], ended
@@ -276,7 +247,7 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
         return self._infos(rows, ends)
 
     def _infos(self, rows: Rows, values: dict[str, npt.NDArray[Any]]) -> Infos:
-        """Gymnasium's form of some rows' values: the others hold None or 0."""
+        """The infos of some rows in Gymnasium's form: the other rows hold None or 0."""
         infos: Infos = {}
         mask = np.zeros(self.num_envs, bool)
         mask[rows] = True
@@ -290,11 +261,11 @@ class TextSentimentVectorEnv(VectorEnv[Tokens, Tokens, npt.NDArray[Any]]):
     # -------------------------------------------------------------------------------------- others
 
     def render(self) -> tuple[str, ...] | None:
-        """Every row's text so far in mode `"ansi"`; `"human"` prints finished texts in `step`."""
+        """The texts so far in mode `"ansi"`; `"human"` prints finished texts in `step` instead."""
         if self.render_mode != "ansi":
             return None
         return tuple(self.vocabulary.decode_batch(self._tokens))
 
     def action_masks(self) -> Mask:
-        """Which actions are allowed, bool (B, V): all, always."""
+        """The actions that are allowed, bool (B, V): all of them."""
         return np.ones((self.num_envs, len(self.vocabulary)), bool)

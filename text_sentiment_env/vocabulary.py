@@ -1,7 +1,7 @@
 """GPT-2's byte-pair encoding, and the subsets of its tokens that serve as action sets.
 
-The encoding is built from GPT-2's own merges (`data/vocab.bpe`, OpenAI, modified MIT license), so that
-nothing is downloaded: `tiktoken.get_encoding("gpt2")` would.
+The encoding is built from GPT-2's own merges (`data/vocab.bpe`, OpenAI, modified MIT license).
+`tiktoken.get_encoding("gpt2")` would download them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from text_sentiment_env import checks
+
 if TYPE_CHECKING:
     import tiktoken
 
@@ -23,7 +25,7 @@ END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 50256
 GPT2_VOCABULARY_SIZE = 50257
 
-# GPT-2's pre-tokeniser (openai/gpt-2, src/encoder.py): merges never cross these pieces.
+# GPT-2's pre-tokenizer (openai/gpt-2, src/encoder.py): no merge crosses the border of a piece.
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
@@ -33,9 +35,9 @@ def _data(name: str) -> str:
 
 @cache
 def gpt2_ranks() -> dict[bytes, int]:
-    """The bytes of GPT-2's 50,256 ordinary tokens, each with its id (which is its merge rank)."""
-    # OpenAI writes bytes as printable characters: the printable ones as themselves and the others,
-    # in order, as chr(256), chr(257)...  Ids follow the same order.
+    """The bytes of GPT-2's 50,256 ordinary tokens, each with its id, which is its merge rank."""
+    # OpenAI's file shows bytes as printable characters: a printable byte as itself, the others in
+    # order as chr(256), chr(257)... The ids of single bytes follow the same order.
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in set(printable)]
     byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -47,7 +49,7 @@ def gpt2_ranks() -> dict[bytes, int]:
 
 @cache
 def gpt2_token_bytes() -> list[bytes]:
-    """The bytes of each of GPT-2's 50,257 tokens, by id; end-of-text reads `<|endoftext|>`."""
+    """The bytes of GPT-2's 50,257 tokens by id; the last one is `<|endoftext|>`."""
     return [*gpt2_ranks(), END_OF_TEXT.encode()]
 
 
@@ -71,8 +73,8 @@ def _encoding(name: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
 class Vocabulary:
     """An action set: a subset of GPT-2's 50,257 tokens, `<|endoftext|>` always the last.
 
-    Action i is GPT-2 token `token_ids[i]`. A softmax over the subset is GPT-2 conditioned on the
-    subset, so that one GPT-2 serves every vocabulary.
+    Action i is GPT-2 token `token_ids[i]`. A softmax over the subset's logits is GPT-2 conditioned
+    on the subset, so that one GPT-2 serves every vocabulary.
 
     >>> vocabulary = Vocabulary.load("small")
     >>> len(vocabulary), vocabulary.end_index, vocabulary.pad_index
@@ -82,23 +84,23 @@ class Vocabulary:
 
     Attributes:
         token_ids: the GPT-2 id of each action, int64 array of shape (V,).
-        token_bytes: the bytes each action appends to the text.
-        end_index: the action `<|endoftext|>`, V - 1: it ends the text.
-        pad_index: V, which is no action: it fills an observation behind the text.
+        token_bytes: the bytes that each action appends to the text, a list of length V.
+        end_index: the action `<|endoftext|>`, V - 1, which ends the text.
+        pad_index: V, which is no action and fills observations behind the text.
     """
 
     def __init__(self, token_ids: Iterable[int]) -> None:
         """Makes a vocabulary of GPT-2 token ids; `<|endoftext|>` (50256) is moved or added last.
 
         Raises:
-            ValueError: for an id outside GPT-2's, a repeated one, or no token beside end-of-text.
+            ValueError: for an id that is no whole number in [0, 50257), a repeated one, or no token
+                beside end-of-text.
         """
-        ids = [int(i) for i in token_ids]
-        for i in ids:
-            if not 0 <= i < GPT2_VOCABULARY_SIZE:
-                raise ValueError(
-                    f"token_ids holds {i}, which is not a GPT-2 token: ids lie in [0, 50257)"
-                )
+        most = GPT2_VOCABULARY_SIZE - 1
+        ids = [
+            checks.whole_number(f"token_ids[{i}]", token_id, least=0, most=most)
+            for i, token_id in enumerate(token_ids)
+        ]
         repeated = [
             i for i, count in zip(*np.unique(ids, return_counts=True), strict=True) if count > 1
         ]
@@ -120,7 +122,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, vocabulary: str | Sequence[str] | Vocabulary) -> Vocabulary:
-        """Reads what the environment's `vocabulary` argument accepts.
+        """Makes the vocabulary that the environment's `vocabulary` argument names.
 
         Args:
             vocabulary: `"small"` (100 tokens: a film review's words), `"reviews"` (the bundled
@@ -128,7 +130,8 @@ class Vocabulary:
                 that are each one GPT-2 token (most words with their leading space: `" movie"`).
 
         Raises:
-            ValueError: for an unknown name, or a string that is not one GPT-2 token.
+            ValueError: for an unknown name, a string that is not one GPT-2 token, or a collection
+                that is no list.
         """
         if isinstance(vocabulary, Vocabulary):
             return vocabulary
@@ -139,7 +142,8 @@ class Vocabulary:
                     " or a list of strings that are each one GPT-2 token"
                 )
             return _named(vocabulary)
-        return cls(_single_token(word) for word in vocabulary)
+        words = checks.texts("vocabulary", vocabulary, "a name or a list of strings")
+        return cls(_single_token(word) for word in words)
 
     def __len__(self) -> int:
         """The number of actions V."""
@@ -147,8 +151,8 @@ class Vocabulary:
 
     @cached_property
     def _own_encoding(self) -> tiktoken.Encoding:
-        # With every byte among its tokens a vocabulary has a byte-pair encoding of its own: GPT-2's
-        # merges less those that lead out of it. It agrees with GPT-2's wherever that stays inside.
+        # A vocabulary that holds all 256 bytes has a byte-pair encoding of its own: GPT-2's merges
+        # without those that lead out of it. Both agree on every text that GPT-2's can encode here.
         if self._index.keys() >= set(range(256)):
             return _encoding(
                 "subset",
@@ -157,19 +161,21 @@ class Vocabulary:
         return gpt2_encoding()
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """The action indices whose texts join to `text`, int64 of shape (n,).
+        """The action indices of a text, int64 of shape (n,).
 
-        Tried as given and then with a leading space, since word vocabularies hold `" movie"`, not
-        `"movie"`.
+        The text is tried as given and then with a leading space, because word vocabularies hold
+        `" movie"`, not `"movie"`.
 
         Raises:
-            ValueError: naming the first token of `text` that is not in this vocabulary.
+            ValueError: for a text that is no string, holds lone surrogates, or holds a token that is
+                not in this vocabulary; the error names it.
         """
+        checks.text("text", text)
         attempts = [self._own_encoding.encode_ordinary(t) for t in (text, " " + text)]
         for ids in attempts:
             if all(token_id in self._index for token_id in ids):
                 return np.array([self._index[token_id] for token_id in ids], np.int64)
-        # Of the two attempts, tell of the one that got further.
+        # The error is about the attempt that got further.
         gaps = [next(i for i, t in enumerate(ids) if t not in self._index) for ids in attempts]
         missing = attempts[int(np.argmax(gaps))][max(gaps)]
         raise ValueError(
@@ -181,7 +187,7 @@ class Vocabulary:
     def decode(self, indices: Iterable[int]) -> str:
         """The text of action indices; end-of-text and padding add nothing.
 
-        Bytes that are no whole UTF-8 character read as U+FFFD.
+        Bytes that don't make up a UTF-8 character read as U+FFFD.
 
         Raises:
             IndexError: for an index that is neither an action nor padding.
@@ -196,7 +202,7 @@ class Vocabulary:
         return self.decode_batch(row[None])[0]
 
     def decode_batch(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """`decode` for each of k rows (k, n), several times as fast: indices aren't checked."""
+        """The texts of k rows of indices (k, n), unchecked: several times as fast as `decode`."""
         texts = self._readings[rows].tolist()
         return [b"".join(tokens).decode("utf-8", "replace") for tokens in texts]
 
@@ -215,7 +221,7 @@ class Vocabulary:
 
 
 def _single_token(word: str) -> int:
-    """The id of a string that is one GPT-2 token, else a ValueError that says what it is."""
+    """The id of a string that is one GPT-2 token, or a ValueError that shows its tokens."""
     if word == END_OF_TEXT:
         return END_OF_TEXT_ID
     ids = gpt2_encoding().encode_ordinary(word)
