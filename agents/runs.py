@@ -39,25 +39,28 @@ class RunFolder:
             ValueError: if another process holds the lock; it is named.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock, file = filelock.FileLock(self.path / ".lock"), self.path / ".lock"
-        holder = _read_pid(file)  # before trying: older filelocks empty the file
+        # In a file of its own, because old versions of filelock empty the locked one.
+        lock_file, pid_file = self.path / ".lock", self.path / ".lock-holder"
+        lock = filelock.FileLock(lock_file)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            pid = pid_file.read_text() if pid_file.exists() else "unknown"
             raise ValueError(
-                f"--out {self.path} is in use by process {_read_pid(file) or holder or 'unknown'}:"
-                " wait for it, stop it, or choose another folder"
+                f"--out {self.path} is in use by process {pid}: wait for it, stop it, or choose"
+                " another folder"
             ) from None
         try:
-            with suppress(OSError):  # Windows lets nobody write to a locked file
-                file.write_text(str(os.getpid()))
+            with atomic_write(pid_file) as temporary:
+                temporary.write_text(str(os.getpid()))
             for folder in (self.path, self.path / "gpt2"):
                 remove_leftovers(folder)
             self._finish_rotation()
             yield
         finally:
-            with suppress(OSError):
-                file.unlink()
+            pid_file.unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps a file that is open
+                lock_file.unlink()
             lock.release()
 
     # --------------------------------------------------------------------------------- checkpoints
@@ -177,12 +180,6 @@ class RunFolder:
         """Writes a JSON file."""
         with atomic_write(self.path / name) as temporary:
             temporary.write_text(json.dumps(data, indent=2), "utf-8")
-
-
-def _read_pid(file: Path) -> str:
-    with suppress(OSError, UnicodeDecodeError):
-        return file.read_text("utf-8").partition("\n")[0].strip()
-    return ""
 
 
 def run_folders(name: str) -> list[Path]:

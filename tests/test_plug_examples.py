@@ -181,11 +181,11 @@ def test_a_missing_extra_is_named(script, arguments, missing):
     [
         (ppo_cleanrl.main, ["--num-envs", "0"], "--num-envs 0: must be at least 1"),
         (ppo_cleanrl.main, ["--sentiment-model", "./nowhere"], "'./nowhere' is not a directory"),
-        (plug_sb3.main, ["nothing"], "invalid choice 'nothing'"),
+        (plug_sb3.main, ["nothing"], "'nothing'"),
         (plug_sb3.main, ["ppo", "--tokens", "1e3"], "--tokens"),
         (plug_torchrl.main, ["--steps", "-1"], "--steps -1: must be at least 1"),
         (plug_rllib.main, ["--unknown", "1"], "--unknown"),
-        (compare_agents.main, ["--agents", "nobody"], "invalid choice 'nobody'"),
+        (compare_agents.main, ["--agents", "nobody"], "'nobody'"),
         (compare_agents.main, ["--seeds", "0"], "--seeds 0: must be at least 1"),
     ],
 )

@@ -163,7 +163,7 @@ def test_leftovers_of_killed_saves_are_removed_at_the_start(tmp_path):
     for name in (".summary.json.12.tmp", ".checkpoint-new.zip.7.tmp", "gpt2/.config.json.12.tmp"):
         (tmp_path / name).touch()
     with RunFolder(tmp_path).locked():
-        assert {path.name for path in tmp_path.rglob("*")} == {".lock", "gpt2"}
+        assert {path.name for path in tmp_path.rglob("*")} == {".lock", ".lock-holder", "gpt2"}
 
 
 # ---------------------------------------------------------------------------------------- arguments
