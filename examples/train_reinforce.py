@@ -395,16 +395,14 @@ def run(args: argparse.Namespace) -> int:
     eval_env = make_env(args, judge, args.num_envs) if first else env
 
     def measure(gpt2: GPT2) -> tuple[dict[str, Any], GPT2]:
-        """Measures of a model's texts, and a copy of it, for the first rank; the others go on."""
+        """Measures of a model's texts, on the first rank, and a copy of it; all ranks call this."""
         weights = distributed.full_state_dict(gpt2.state_dict())
-        with distributed.summon_full_params(model.reference):
-            if not first:
-                return {}, gpt2
-            with torch.random.fork_rng(devices=[]):
-                policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+        with torch.random.fork_rng(devices=[]):
+            policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+        if first:
             policy.gpt2.load_state_dict(weights)
-            texts = evaluate(policy, model.reference, eval_env, args.eval_episodes, 1000, judges)
-            return texts, policy.gpt2
+        texts = evaluate(policy, model.reference, eval_env, args.eval_episodes, 1000, judges)
+        return texts, policy.gpt2
 
     before = measure(model.reference)[0]
     status, seconds = train(model, args, out, console)
