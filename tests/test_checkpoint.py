@@ -3,13 +3,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import letters
+from reinforce_helpers import PROMPTS, TINY, VOCABULARY, flat, learn, make_envs
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from test_reinforce import TINY, VOCABULARY, flat, make_envs
 
 from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
-
-PROMPTS = ["good", "bad", "good bad"]
 
 
 class CheckpointEveryUpdate(BaseCallback):
@@ -46,10 +44,6 @@ def everything(model):
     parts = [*model.policy.parameters(), *model.reference.parameters()]
     parts += [optimizer[i][name] for i in sorted(optimizer) for name in sorted(optimizer[i])]
     return flat([p.detach().double() for p in parts])
-
-
-def learn(model, updates, **arguments):
-    return model.learn(10**9, total_updates=updates, **arguments)
 
 
 @pytest.mark.parametrize("baseline", ["rloo", "ema", "value"])
@@ -250,7 +244,6 @@ def test_a_single_env_resumes(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_resumed_equals_uninterrupted(tmp_path):
     """To float error: sums of a GPU have no fixed order."""
     arguments = {"device": "cuda", "precision": "fp32", "learning_rate": 1e-3}
