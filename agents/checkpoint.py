@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import os
 import random
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from stable_baselines3.common.vec_env import VecEnv
@@ -22,6 +25,7 @@ from agents import distributed
 from agents.atomic import atomic_write
 
 FORMAT = "text-sentiment-env/1"
+GROUPS = ("policy", "optimizer", "reference", "baseline")  # of tensors
 Target = str | os.PathLike[str] | io.BufferedIOBase
 
 
@@ -43,19 +47,37 @@ def write_archive(
 def _write_zip(
     file: io.BufferedIOBase, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
+    members = {"checkpoint.json": json.dumps({"format": FORMAT, **data}).encode()}
+    for name, group in tensors.items():
+        check_finite(name, group)
+        stored = {key: t.detach().cpu().contiguous() for key, t in group.items()}
+        members[f"{name}.safetensors"] = safetensors.torch.save(stored)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    members["manifest.json"] = json.dumps(digests).encode()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("checkpoint.json", json.dumps({"format": FORMAT, **data}))
-        for name, group in tensors.items():
-            stored = {key: t.detach().cpu().contiguous() for key, t in group.items()}
-            archive.writestr(f"{name}.safetensors", safetensors.torch.save(stored))
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError if one of the tensors of group `name` holds NaN or infinity."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FloatingPointError(
+                f"{name}: {key} holds NaN or infinity, which is never saved nor loaded: go on from an"
+                " earlier checkpoint, with a lower learning_rate"
+            )
 
 
 def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Reads an archive of `write_archive`.
+    """Reads an archive of `write_archive`, of which every member is checked before it is used.
+
+    Members must be stored as they are, in no folder, and have the SHA-256 that the manifest names.
+    Archives from before there was a manifest have none.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, damaged, or something else's checkpoint.
+        ValueError: if it is truncated, damaged, or another program's checkpoint.
     """
     if not isinstance(source, io.BufferedIOBase):
         source = source if Path(source).is_file() else _with_suffix(source)
@@ -63,28 +85,60 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
             raise FileNotFoundError(f"there is no checkpoint {os.fspath(source)!r}")
     try:
         with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
-            if "checkpoint.json" not in names:
-                raise ValueError(
-                    f"{source} is not a checkpoint of REINFORCE: it holds {names[:4]}. Load it with"
-                    " the class that wrote it"
-                )
-            data = json.loads(archive.read("checkpoint.json"))
-            if data["format"] != FORMAT:
-                raise ValueError(
-                    f"{source} has the format {data['format']!r}, this version reads {FORMAT!r}"
-                )
-            groups = [name for name in names if name.endswith(".safetensors")]
-            return data, {
-                # In order: safetensors gives none, and ranks that handle them together need one.
-                Path(name).stem: dict(sorted(safetensors.torch.load(archive.read(name)).items()))
-                for name in groups
-            }
-    except (zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
+            members = _read_members(archive, str(source))
+        data = json.loads(members.pop("checkpoint.json"))
+        groups = {
+            # Sorted: safetensors has no order, and ranks that handle them together need one.
+            Path(name).stem: dict(sorted(safetensors.torch.load(content).items()))
+            for name, content in members.items()
+        }
+        for name, group in groups.items():
+            check_finite(name, group)
+    except (zipfile.BadZipFile, EOFError, FloatingPointError, NotImplementedError) as error:
+        raise ValueError(_damaged(source, error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(_damaged(source, error)) from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else data
+        raise ValueError(f"{source} has the format {found!r}, this version reads {FORMAT!r}")
+    return data, groups
+
+
+def _damaged(source: Any, error: object) -> str:
+    return (
+        f"{source} is not a whole checkpoint ({error}): it was cut off or damaged; use an earlier"
+        " one"
+    )
+
+
+def _read_members(archive: zipfile.ZipFile, source: str) -> dict[str, bytes]:
+    """The contents of all members but the manifest, which they are checked against."""
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if "checkpoint.json" not in names:
         raise ValueError(
-            f"{source} is not a whole checkpoint ({error}): it was cut off or damaged; use an earlier"
-            " one"
-        ) from error
+            f"{source} is not a checkpoint of REINFORCE: it holds {names[:4]}. Load it with the"
+            " class that wrote it"
+        )
+    known = {"checkpoint.json", "manifest.json", *(f"{name}.safetensors" for name in GROUPS)}
+    if len(set(names)) < len(names) or not known >= set(names):
+        raise zipfile.BadZipFile(f"its members are {names[:8]}")
+    assert archive.fp is not None
+    size = archive.fp.seek(0, io.SEEK_END)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or size < sum(
+        info.file_size for info in infos
+    ):
+        raise zipfile.BadZipFile("its members are not stored as they are")
+    members = {name: archive.read(name) for name in names}
+    if "manifest.json" in members:
+        manifest = json.loads(members.pop("manifest.json"))
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+        if manifest != digests:
+            wrong = [name for name in digests if digests[name] != dict(manifest).get(name)]
+            raise zipfile.BadZipFile(f"{wrong or 'a member'} does not match the manifest")
+    if missing := known - {"manifest.json"} - members.keys():
+        raise zipfile.BadZipFile(f"it lacks {sorted(missing)}")
+    return members
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:
@@ -93,6 +147,57 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
 
 
 # ---------------------------------------------------------------------------------------- contents
+
+
+def check_contents(data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Checks what a checkpoint says of itself before a model of that size is built.
+
+    Raises:
+        ValueError: naming the entry that is missing, of another kind, or does not fit the weights.
+    """
+    kinds = {
+        **{"arguments": dict, "policy_kwargs": dict, "observation_length": int, "counters": dict},
+        **{"optimizer_groups": list, "prompt_generator": dict, "random_state": dict},
+    }
+    for name, kind in kinds.items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"the checkpoint's {name} is damaged: use an earlier one")
+    numbers = [data["observation_length"], *data["counters"].values()]
+    if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
+        raise ValueError(f"the checkpoint's counters {numbers} are damaged: use an earlier one")
+    config, weights = data["policy_kwargs"].get("config"), tensors["policy"]
+    if not isinstance(config, dict):
+        raise ValueError("the checkpoint's policy_kwargs have no config: use an earlier one")
+    sizes = {
+        "vocab_size": _size(weights, "gpt2.wte.weight", 0),
+        "n_positions": _size(weights, "gpt2.wpe.weight", 0),
+        "n_embd": _size(weights, "gpt2.wte.weight", 1),
+        "n_layer": len([name for name in weights if name.endswith(".ln_1.weight")]),
+    }
+    for name, size in sizes.items():
+        if config.get(name) != size:
+            raise ValueError(
+                f"the checkpoint's config has {name}={config.get(name)!r}, its weights {size}: use an"
+                " earlier one"
+            )
+    for state in (data["random_state"], *data.get("other_ranks", [])):
+        _check_random_state(state)
+
+
+def _size(weights: Mapping[str, Tensor], name: str, axis: int) -> int | None:
+    tensor = weights.get(name)
+    return tensor.shape[axis] if tensor is not None and tensor.ndim == 2 else None
+
+
+def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless group `name` holds the expected tensors, in their shapes."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if wrong := sorted(k for k in shapes | given if shapes.get(k) != given.get(k)):
+        raise ValueError(
+            f"the checkpoint's {name} does not fit the model: {wrong[:4]} are missing, unexpected or"
+            " of another shape; use an earlier one"
+        )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[str, Tensor]]:
@@ -106,12 +211,38 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[s
     return state["param_groups"], tensors
 
 
-def optimizer_state_dict(groups: list[Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The inverse of `optimizer_state`, for `load_state_dict`."""
+def optimizer_state_dict(
+    groups: list[Any], tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The inverse of `optimizer_state`, for `load_state_dict` of `optimizer`.
+
+    Raises:
+        ValueError: if it is not the state of such an optimiser.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    names = [(group["params"], sorted(group)) for group in own]
+    try:
+        fits = names == [(group["params"], sorted(group)) for group in groups]
+    except (KeyError, TypeError):
+        fits = False
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, _, name = key.partition(".")
+        fits &= index.isdecimal()
+        state.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # A parameter without gradient, such as an unused value head's, has no state.
+    fits &= set(state) <= set(range(len(parameters)))
+    fits &= len({tuple(sorted(values)) for values in state.values()}) <= 1
+    if not fits or any(
+        value.ndim and value.shape != parameters[index].shape
+        for index, values in state.items()
+        for value in values.values()
+    ):
+        raise ValueError(
+            "the checkpoint's optimizer does not fit the model: it was saved by another optimiser, or"
+            " is damaged; use an earlier one"
+        )
     return {"state": state, "param_groups": groups}
 
 
@@ -180,6 +311,25 @@ def restore_random_states(
         # Rows in other processes answer with copies.
         if env.get_attr("np_random", [row])[0].bit_generator.state != state:
             env.set_attr("np_random", generator, [row])
+
+
+def _check_random_state(state: dict[str, Any]) -> None:
+    """Raises ValueError for what `set_random_state` could not set."""
+    try:
+        version, internal, gauss = state["python"]
+        random.Random().setstate((version, tuple(internal), gauss))
+        key = np.array(state["numpy"]["state"]["key"], np.uint32)
+        numpy_state = {**state["numpy"], "state": {**state["numpy"]["state"], "key": key}}
+        np.random.RandomState().set_state(numpy_state)
+        torch.Generator().set_state(_bytes(state["torch"]))
+        for generator in state["generators"]:
+            np.random.default_rng().bit_generator.state = generator
+        for cuda in state["cuda"]:
+            _bytes(cuda)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"the checkpoint's random_state is damaged ({error!r}): use an earlier one"
+        ) from error
 
 
 def _bytes(text: str) -> Tensor:

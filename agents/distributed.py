@@ -8,7 +8,7 @@ DistributedDataParallel or FSDP2 averages the gradients.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -88,6 +88,11 @@ def gather(x: Tensor) -> Tensor:
     everyone = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(everyone, x.contiguous())
     return torch.cat(everyone)
+
+
+def gather_parts(parts: Sequence[Tensor]) -> Tensor:
+    """All ranks' rows, of which each rank holds its own in parts: (B, …)."""
+    return gather(torch.cat([*parts]))
 
 
 def gather_objects(value: Any) -> list[Any]:

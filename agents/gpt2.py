@@ -42,6 +42,7 @@ from agents.sampling import (
     mask_after_end,
     sample,
 )
+from agents.tokenizer import write_tokenizer
 
 END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
 
@@ -565,7 +566,7 @@ class GPT2(nn.Module):
     ) -> None:
         """Writes config.json and model.safetensors, for transformers or `from_pretrained`.
 
-        A save that fails leaves an earlier one as it was.
+        A model of GPT-2's tokens, whose last row is `<|endoftext|>`, gets its tokenizer too. A save that fails leaves an earlier one as it was.
 
         Args:
             directory: made if missing.
@@ -573,6 +574,8 @@ class GPT2(nn.Module):
         """
         dtype = dtype or self.wte.weight.dtype
         write_pretrained(Path(directory), self.config.to_dict(), self.state_dict(), dtype)
+        tokens = self.token_ids or range(self.config.vocab_size)
+        write_tokenizer(Path(directory), tokens, self.config.n_positions)
 
     # -------------------------------------------------------------------------------- bad input
 

@@ -67,7 +67,8 @@ class GPT2Policy(ActorCriticPolicy):
             observation_space: `Box(0, V, (L,), int64)`.
             action_space: `Discrete(V)`.
             lr_schedule: learning rate as a function of the remaining progress.
-            config: the GPT-2's shape, with `vocab_size` V; None: 2 layers of 64 channels.
+            config: the GPT-2's shape, with `vocab_size` V, or a part of it; the rest is 2 layers of
+                64 channels with 2 heads.
             precision: `"fp32"`, `"bf16"` (autocast) or `"auto"`: bf16 on CUDA.
             cuda_graphs: writes episodes on a GPU by replaying CUDA graphs.
             optimizer_class: AdamW decays matrices only, not biases, norms and the value head.
@@ -129,6 +130,18 @@ class GPT2Policy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+    def check_same_shape(self, other: Mapping[str, Any]) -> None:
+        """Raises ValueError if a checkpoint's config, `other`, is of another GPT-2."""
+        ours, theirs = self.config.to_dict(), GPT2Config.from_dict(dict(other)).to_dict()
+        if differences := [name for name in ours if ours[name] != theirs.get(name)]:
+            text = ", ".join(
+                name
+                if name == "token_ids"
+                else f"{name} {theirs.get(name)} instead of {ours[name]}"
+                for name in differences
+            )
+            raise ValueError(f"the checkpoint is of another GPT-2: it has another {text}")
 
     # ------------------------------------------------------------------------------------ reading
 
@@ -344,10 +357,7 @@ def _fitting_config(
             f" so far as action indices, padded on the right with {size}"
         )
     width = observation_space.shape[0]  # type: ignore[index]
-    if config is None:
-        config = GPT2Config(vocab_size=size, n_positions=width + 1, n_embd=64, n_layer=2, n_head=2)
-    elif not isinstance(config, GPT2Config):
-        config = GPT2Config.from_dict(dict(config))
+    config = complete_config(config or {}, size, width)
     if config.vocab_size != size:
         raise ValueError(
             f"config has vocab_size={config.vocab_size} but the environment {size} actions: restrict"
@@ -360,6 +370,28 @@ def _fitting_config(
             " with more positions"
         )
     return config
+
+
+def complete_config(config: Mapping[str, Any] | GPT2Config, size: int, width: int) -> GPT2Config:
+    """A GPT-2's shape in full, of which `config` may name a part.
+
+    Args:
+        config: a shape, a config of transformers (with `model_type`), or some of a shape's sizes.
+        size: the environment's number of actions.
+        width: tokens in an observation.
+
+    Raises:
+        ValueError: for a name that `GPT2Config` does not have.
+    """
+    if isinstance(config, GPT2Config):
+        return config
+    if "model_type" in config or "architectures" in config:
+        return GPT2Config.from_dict(dict(config))
+    names = [field.name for field in dataclasses.fields(GPT2Config)]
+    if unknown := [name for name in config if name not in names]:
+        raise ValueError(f"config holds {unknown}: it may name {', '.join(names)}")
+    sizes = {"vocab_size": size, "n_positions": width + 1, "n_embd": 64, "n_layer": 2, "n_head": 2}
+    return GPT2Config(**{**sizes, **config})
 
 
 def with_vocabulary(
@@ -386,14 +418,3 @@ def with_vocabulary(
             " made for, or a new policy"
         )
     return config
-
-
-def check_same_shape(config: GPT2Config, other: Mapping[str, Any]) -> None:
-    """Raises ValueError if a checkpoint's config, `other`, is of another GPT-2."""
-    ours, theirs = config.to_dict(), GPT2Config.from_dict(dict(other)).to_dict()
-    if differences := [name for name in ours if ours[name] != theirs.get(name)]:
-        text = ", ".join(
-            name if name == "token_ids" else f"{name} {theirs.get(name)} instead of {ours[name]}"
-            for name in differences
-        )
-        raise ValueError(f"the checkpoint is of another GPT-2: it has another {text}")

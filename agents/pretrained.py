@@ -5,6 +5,7 @@ Hugging Face keeps four weights of a GPT-2 block as (in, out), the transpose of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -120,10 +121,24 @@ def read_weights(find_file: FindFile, name: str, allow_pickle: bool = False) -> 
                 " pytorch_model.bin that you trust, pass allow_pickle=True"
             )
         try:
-            weights |= load_file(file)
+            tensors = load_file(file)
+            with safetensors.safe_open(file, "pt") as opened:
+                digest = (opened.metadata() or {}).get("sha256")
         except safetensors.SafetensorError as error:
             raise ValueError(f"{file} is damaged or truncated: fetch it again") from error
+        if digest not in (None, _digest(tensors)):
+            raise ValueError(f"{file} is damaged, its tensors have another SHA-256: fetch it again")
+        weights |= tensors
     return weights
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, dtypes, shapes and bytes; safetensors has no checksum of its own."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------- convert
@@ -190,7 +205,13 @@ def write_pretrained(
 
     Both files are written under temporary names before either is renamed, so that a save that
     fails leaves an earlier one as it was.
+
+    Raises:
+        ValueError: if a weight is not finite.
     """
+    for name, tensor in state.items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} holds NaN or infinity: such a model is not written")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         "transformer." + name: (tensor.t() if _is_conv1d(name) else tensor)
@@ -204,4 +225,4 @@ def write_pretrained(
         atomic_write(folder / "model.safetensors") as weights_file,
     ):
         config_file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        save_file(weights, weights_file, metadata={"format": "pt"})
+        save_file(weights, weights_file, metadata={"format": "pt", "sha256": _digest(weights)})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,21 +17,12 @@ from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import distributed
+from agents import checkpoint, distributed
 from agents.advantages import Baseline, monte_carlo_returns
 from agents.callbacks import add_progress_bar
-from agents.checkpoint import (
-    Target,
-    optimizer_state,
-    optimizer_state_dict,
-    random_state,
-    read_archive,
-    restore_random_states,
-    write_archive,
-)
+from agents.checkpoint import Target
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
     HYPERPARAMETERS,
@@ -42,7 +32,7 @@ from agents.hyperparameters import (
     learning_rate_factor,
 )
 from agents.metrics import finite_measures, rollout_metrics, update_metrics
-from agents.policy import GPT2Policy, TokenEvaluation, check_same_shape, with_vocabulary
+from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
 from agents.rollout import Episodes, collect_episodes
 from agents.sb3_vec_env import wrap_token_env
 
@@ -73,11 +63,12 @@ class REINFORCE(BaseAlgorithm):
     """
 
     ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
+    policy_aliases: ClassVar[dict[str, Any]] = {"GPT2Policy": GPT2Policy}
     policy: GPT2Policy
 
     def __init__(
         self,
-        policy: type[GPT2Policy],
+        policy: str | type[GPT2Policy],
         env: GymEnv | VectorEnv | None,
         learning_rate: float | Schedule = 1e-4,
         pretrained: str | GPT2 | None = None,
@@ -106,7 +97,7 @@ class REINFORCE(BaseAlgorithm):
         """Makes the agent.
 
         Args:
-            policy: `GPT2Policy` or a subclass.
+            policy: `GPT2Policy` (or its name), or a subclass.
             env: a Gymnasium `VectorEnv`, a single environment, or a stable-baselines3 `VecEnv`, of
                 `TextSentiment-v0`; its rows are the batch.
             learning_rate: AdamW's, or a function of the remaining progress from 1 to 0.
@@ -177,9 +168,7 @@ class REINFORCE(BaseAlgorithm):
 
     # -------------------------------------------------------------------------------------- set-up
 
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        return wrap_token_env(env, verbose, monitor_wrapper)
+    _wrap_env = staticmethod(wrap_token_env)
 
     def _token_ids(self) -> list[int] | None:
         return None if self.env is None else self.env.get_attr("vocabulary")[0].token_ids.tolist()
@@ -197,6 +186,8 @@ class REINFORCE(BaseAlgorithm):
             gpt2 = gpt2.restrict(token_ids)
             config = gpt2.config
         if config is not None:
+            width = self.observation_space.shape[0]  # type: ignore[index]
+            config = complete_config(config, len(token_ids), width)
             self.policy_kwargs["config"] = with_vocabulary(config, token_ids).to_dict()
         self._setup_model()
         if gpt2 is not None:
@@ -306,7 +297,9 @@ class REINFORCE(BaseAlgorithm):
         self._stop_requested = False
         callback.on_training_start(locals(), globals())
         if self._random_states is not None and self.env is not None:
-            restore_random_states(self._random_states, self.env, self.seed, self._n_updates)
+            checkpoint.restore_random_states(
+                self._random_states, self.env, self.seed, self._n_updates
+            )
             self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
             began = time.perf_counter()
@@ -384,8 +377,8 @@ class REINFORCE(BaseAlgorithm):
             current = [self._evaluate_texts(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
             start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
-            log_prob, entropy, values = map(_gather_rows, zip(*current, strict=True))  # (B, L)
-            log_ratio = log_prob - _gather_rows([part.log_prob for part in start])
+            log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
+            log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
         totals: dict[str, Tensor] = {}
@@ -521,11 +514,11 @@ class REINFORCE(BaseAlgorithm):
         if callable(arguments["learning_rate"]):
             arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
         kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
-        groups, optimizer = optimizer_state(self.policy.optimizer)
+        groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
         states = self._random_states
         if states is None:
             rows = [] if self.env is None else self.env.get_attr("np_random")
-            states = distributed.gather_objects(random_state(rows))
+            states = distributed.gather_objects(checkpoint.random_state(rows))
         data = {
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
@@ -544,7 +537,7 @@ class REINFORCE(BaseAlgorithm):
             "baseline": {} if average is None else {"ema": average},
         }
         if distributed.rank() == 0:
-            write_archive(path, data, tensors)
+            checkpoint.write_archive(path, data, tensors)
         distributed.wait()
 
     @classmethod
@@ -578,7 +571,8 @@ class REINFORCE(BaseAlgorithm):
         """
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
-        data, tensors = read_archive(path)
+        data, tensors = checkpoint.read_archive(path)
+        checkpoint.check_contents(data, tensors)
         if unknown := sorted(
             set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
         ):
@@ -623,6 +617,7 @@ class REINFORCE(BaseAlgorithm):
         model._random_states = [data["random_state"], *data.get("other_ranks", [])]
         model._parallelize()
         model._load_weights(data, tensors)
+        checkpoint.check_tensors("reference", tensors["reference"], model.reference.state_dict())
         distributed.load_full_state_dict(model.reference, tensors["reference"])
         return model
 
@@ -635,20 +630,17 @@ class REINFORCE(BaseAlgorithm):
         """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
         if isinstance(load_path_or_dict, dict):
             return super().set_parameters(load_path_or_dict, exact_match, device)
-        return self._load_weights(*read_archive(load_path_or_dict))
+        return self._load_weights(*checkpoint.read_archive(load_path_or_dict))
 
     def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        check_same_shape(self.policy.config, data["policy_kwargs"]["config"])
+        self.policy.check_same_shape(data["policy_kwargs"]["config"])
+        checkpoint.check_tensors("policy", tensors["policy"], self.policy.state_dict())
         distributed.load_full_state_dict(self.policy, tensors["policy"])
         optimizer = self.policy.optimizer
-        state = optimizer_state_dict(data["optimizer_groups"], tensors["optimizer"])
+        groups = data["optimizer_groups"]
+        state = checkpoint.optimizer_state_dict(groups, tensors["optimizer"], optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for index, values in state["state"].items():
             for name, value in values.items():
                 values[name] = distributed.shard_like(value, parameters[index])
         optimizer.load_state_dict(state)
-
-
-def _gather_rows(parts: Sequence[Tensor]) -> Tensor:
-    """The whole batch (B, L) from this rank's parts."""
-    return distributed.gather(torch.cat([*parts]))
