@@ -387,3 +387,39 @@ def test_rows_that_cannot_be_split_are_refused(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "examples/train_reinforce.py"), run_name="__main__")
     assert "multiple of the 3 processes" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- methods of other names
+
+
+class Renamed(torch.nn.Module):
+    """A model whose forward pass is a method of another name than any of ours."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.h = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+        self.out = torch.nn.Linear(4, 2)
+
+    def judge(self, x):
+        return self.out(self.h[0](x))
+
+
+def judged(x):
+    model = Renamed()
+    expected = model.judge(x)
+    distributed.parallelize_fsdp(model, model.h, [model.judge])
+    return expected.detach(), model.judge(x).detach(), len(model.h[0].weight.to_local())
+
+
+def test_fsdp_runs_the_methods_it_is_given():
+    x = torch.randn(3, 4)
+    for expected, got, rows in world(2, judged, x):
+        torch.testing.assert_close(got, expected)
+        assert rows == 2  # of the four that the matrix has
+
+
+def test_models_name_their_forward_passes_by_the_methods_themselves():
+    model = make()
+    assert {method.__self__ for method in model.policy.forward_passes()} == {model.policy}
+    assert {method.__self__ for method in model.reference.forward_passes()} == {model.reference}

@@ -119,10 +119,11 @@ def test_learn_checks_how_long(bad):
     assert model.num_timesteps == 0
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1, None])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
 def test_a_schedule_that_goes_astray_is_named(bad):
-    model = make_model(learning_rate=lambda progress: bad)
-    with pytest.raises((ValueError, TypeError), match="learning_rate"):
+    model = make_model(learning_rate=lambda progress: 1e-3 if progress == 1 else bad)
+    message = f"^learning_rate \\(of the schedule\\)={bad!r} must be a finite number >= 0"
+    with pytest.raises(ValueError, match=message):
         model.learn(1)
     assert model._n_updates == 0
 

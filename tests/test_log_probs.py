@@ -51,6 +51,38 @@ def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision()
     torch.testing.assert_close(*gradients, atol=0.05, rtol=0)
 
 
+def test_without_entropies_they_are_zero():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    tokens = torch.randint(7, (5,))
+    (log_prob, entropy), (expected, _) = (
+        log_probs(hidden, weight, tokens, entropies) for entropies in (False, True)
+    )
+    assert torch.equal(log_prob, expected)
+    assert torch.equal(entropy, torch.zeros(5))
+    gradients = [torch.autograd.grad(x.sum(), (hidden, weight)) for x in (log_prob, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it is on a device of another kind."""
+
+    is_cpu = property(lambda self: False)
+    device = property(lambda self: torch.device("xpu"))
+
+
+@pytest.mark.parametrize("rows", [3, 4099])
+def test_any_device_will_do(rows):
+    """Not CPU and CUDA alone: the size of the chunks is the only thing that depends on it."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(rows, 4), torch.randn(5, 4)
+    tokens = torch.randint(5, (rows,))
+    got = log_probs(hidden.as_subclass(Elsewhere), weight, tokens)
+    expected = log_probs(hidden, weight, tokens)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
+
+
 @pytest.mark.gpu
 def test_gpu_log_probs_equal_the_cpus(cuda):
     torch.manual_seed(0)
