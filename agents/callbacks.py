@@ -31,9 +31,10 @@ class ProgressBar(ProgressBarCallback):
         self._total = total_updates
 
     def _on_training_start(self) -> None:
-        super()._on_training_start()
         if self._total is not None:
-            self.pbar.reset(self._total)
+            # SB3 makes the bar from this length. A bar of tqdm.rich cannot be given another one.
+            self.locals = self.locals | {"total_timesteps": self.model.num_timesteps + self._total}
+        super()._on_training_start()
         self._seen = self._count()
 
     def _count(self) -> int:

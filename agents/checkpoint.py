@@ -23,6 +23,7 @@ from torch import Tensor
 
 from agents import distributed
 from agents.atomic import atomic_write
+from agents.sampling import NonFiniteError
 
 FORMAT = "text-sentiment-env/1"
 GROUPS = ("policy", "optimizer", "reference", "baseline")  # of tensors
@@ -60,10 +61,10 @@ def _write_zip(
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Raises FloatingPointError if one of the tensors of group `name` holds NaN or infinity."""
+    """Raises NonFiniteError if one of the tensors of group `name` holds NaN or infinity."""
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"{name}: {key} holds NaN or infinity, which is never saved nor loaded: go on from an"
                 " earlier checkpoint, with a lower learning_rate"
             )
@@ -94,7 +95,7 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
         }
         for name, group in groups.items():
             check_finite(name, group)
-    except (zipfile.BadZipFile, EOFError, FloatingPointError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NonFiniteError, NotImplementedError) as error:
         raise ValueError(_damaged(source, error)) from error
     except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
         raise ValueError(_damaged(source, error)) from error

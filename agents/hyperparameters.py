@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
 from typing import Any
 
 from agents import distributed
 from agents.advantages import BASELINES
+from text_sentiment_env import checks
 
 KL_ESTIMATORS = ("k1", "k3")
 LR_DECAYS = ("constant", "linear", "cosine")
@@ -31,13 +31,6 @@ HYPERPARAMETERS = (
     "micro_batch_size",
     "seed",
 )
-
-
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    choices = tuple(choices)
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
 
 
 def check_number(
@@ -70,12 +63,6 @@ def check_integer(name: str, value: Any, minimum: int, *, none: bool = False) ->
         )
 
 
-def check_bool(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be True or False")
-
-
 def check_hyperparameters(arguments: dict[str, Any]) -> None:
     """Checks the arguments of REINFORCE, by their names.
 
@@ -83,10 +70,10 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
         ValueError: for the first one out of range.
     """
     get = arguments.__getitem__
-    check_choice("baseline", get("baseline"), ("auto", *BASELINES))
-    check_choice("kl_estimator", get("kl_estimator"), KL_ESTIMATORS)
-    check_choice("lr_decay", get("lr_decay"), LR_DECAYS)
-    check_choice("parallel", get("parallel"), distributed.PARALLEL)
+    checks.one_of("baseline", get("baseline"), ("auto", *BASELINES))
+    checks.one_of("kl_estimator", get("kl_estimator"), KL_ESTIMATORS)
+    checks.one_of("lr_decay", get("lr_decay"), LR_DECAYS)
+    checks.one_of("parallel", get("parallel"), distributed.PARALLEL)
     for name in ("ent_coef", "vf_coef", "kl_coef"):
         check_number(name, get(name), 0)
     if not callable(get("learning_rate")):
@@ -97,7 +84,7 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
     check_integer("stats_window_size", get("stats_window_size"), 1)
     for name, minimum in (("group_size", 2), ("micro_batch_size", 1), ("seed", 0)):
         check_integer(name, get(name), minimum, none=True)
-    check_bool("normalize_advantage", get("normalize_advantage"))
+    checks.boolean("normalize_advantage", get("normalize_advantage"))
 
 
 def learning_rate_factor(decay: str, progress_remaining: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.rollout import Episodes
+from agents.sampling import NonFiniteError
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
@@ -60,18 +61,18 @@ def finite_measures(
         update: number of the update, for the message.
 
     Raises:
-        FloatingPointError: naming the first that is not finite.
+        NonFiniteError: naming the first that is not finite.
     """
     *values, norm = torch.cat([losses, grad_norm[None].to(losses)]).tolist()
     measures = dict(zip(names, values, strict=True))
     for name, value in measures.items():
         if not math.isfinite(value):
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"update {update}: the {name} is {value}; no weight has been changed. Lower"
                 " learning_rate, or look at the last texts and rewards"
             )
     if not math.isfinite(norm):
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"update {update}: the gradient's norm is {norm}; no weight has been changed. Lower"
             " learning_rate, or use precision='fp32'"
         )

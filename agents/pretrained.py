@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from agents.atomic import atomic_write
+from agents.sampling import NonFiniteError
 
 FindFile = Callable[[str], Path | None]
 
@@ -207,11 +208,11 @@ def write_pretrained(
     fails leaves an earlier one as it was.
 
     Raises:
-        ValueError: if a weight is not finite.
+        NonFiniteError: if a weight is not finite.
     """
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{name} holds NaN or infinity: such a model is not written")
+            raise NonFiniteError(f"{name} holds NaN or infinity: such a model is not written")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
         "transformer." + name: (tensor.t() if _is_conv1d(name) else tensor)

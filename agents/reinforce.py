@@ -65,6 +65,8 @@ class REINFORCE(BaseAlgorithm):
     ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
     policy_aliases: ClassVar[dict[str, Any]] = {"GPT2Policy": GPT2Policy}
     policy: GPT2Policy
+    reference: GPT2
+    _baseline: Baseline
 
     def __init__(
         self,
@@ -156,8 +158,6 @@ class REINFORCE(BaseAlgorithm):
         self.lr_decay, self.warmup_updates = lr_decay, warmup_updates
         self.micro_batch_size = micro_batch_size
         self.parallel = parallel
-        self.reference: GPT2
-        self._baseline: Baseline
         self._first_update = 0  # of this run's learning-rate schedule
         # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
         self._random_states: list[dict[str, Any]] | None = None
@@ -281,7 +281,7 @@ class REINFORCE(BaseAlgorithm):
                 learning-rate schedule.
 
         Raises:
-            FloatingPointError: when a term of the loss, or the gradient, is not finite. The weights
+            NonFiniteError: when a term of the loss, or the gradient, is not finite. The weights
                 are still those of before the update.
         """
         check_integer("total_timesteps", total_timesteps, 0)
@@ -365,7 +365,7 @@ class REINFORCE(BaseAlgorithm):
         """One gradient step on a batch of episodes, of which each rank reads its own rows.
 
         Raises:
-            FloatingPointError: naming the term that is not finite; no weight has changed.
+            NonFiniteError: naming the term that is not finite; no weight has changed.
         """
         policy, reference, B = self.policy, self.reference, len(episodes.texts)
         policy.set_training_mode(True)
@@ -573,9 +573,8 @@ class REINFORCE(BaseAlgorithm):
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = checkpoint.read_archive(path)
         checkpoint.check_contents(data, tensors)
-        if unknown := sorted(
-            set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
-        ):
+        replaceable = {*cls.ARGUMENTS, "parallel", "tensorboard_log", "verbose"}
+        if unknown := sorted(arguments.keys() - replaceable):
             raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
         merged = {**data["arguments"], **arguments}
         if merged["learning_rate"] is None:
@@ -583,21 +582,16 @@ class REINFORCE(BaseAlgorithm):
                 "the checkpoint's learning_rate was a function, which isn't stored: pass it again,"
                 " REINFORCE.load(..., learning_rate=...)"
             )
-        model: Any = cls(
-            policy_class,
-            env,
-            device=device,
-            policy_kwargs=data["policy_kwargs"],
-            _init_setup_model=False,
-            **merged,
-        )
-        length, size = data["observation_length"], data["policy_kwargs"]["config"]["vocab_size"]
+        kwargs, length = data["policy_kwargs"], data["observation_length"]
+        merged |= {"device": device, "policy_kwargs": kwargs}
+        model: Any = cls(policy_class, env, _init_setup_model=False, **merged)
+        size = kwargs["config"]["vocab_size"]
         if env is None:
             model.observation_space = spaces.Box(0, size, (length,), np.int64)
             model.action_space = spaces.Discrete(size)
             model.n_envs = 1
         else:
-            with_vocabulary(data["policy_kwargs"]["config"], model._token_ids())
+            with_vocabulary(kwargs["config"], model._token_ids())
             if model.observation_space.shape != (length,):
                 raise ValueError(
                     f"the checkpoint's observations hold {length} tokens, env's"

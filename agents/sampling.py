@@ -8,6 +8,10 @@ import torch
 from torch import Tensor
 
 
+class NonFiniteError(FloatingPointError, ValueError):
+    """NaN or infinity where a finite number is needed; training ends without it being saved."""
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision raised to float32; double precision stays."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -47,7 +51,7 @@ def sample(
         Indices, (…) int64.
 
     Raises:
-        ValueError: for NaN, infinity, or a row of only -inf. On a GPU this is not checked, because
+        NonFiniteError: for NaN, infinity, or a row of only -inf. On a GPU this is not checked, because
             reading a value would wait for all that is under way.
     """
     p = at_least_float32(logits).softmax(-1).reshape(-1, logits.shape[-1])  # (B, V)
@@ -62,7 +66,10 @@ def sample(
     cumulative = blocks.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:]
     if p.is_cpu and not math.isfinite(total.sum().item()):
-        raise ValueError("logits holds NaN, infinity or a row of only -inf: nothing can be drawn")
+        raise NonFiniteError(
+            "logits holds NaN, infinity or a row of only -inf: nothing can be drawn. Lower"
+            " learning_rate, and go on from an earlier checkpoint"
+        )
     block, rest = _first_above(blocks, cumulative, u.reshape(-1, 1) * total)
     columns = block * size + torch.arange(size, device=p.device)  # (B, size)
     if whole < V:

@@ -13,6 +13,7 @@ SIZES = [
     {"vocab_size": 2, "n_positions": 9, "n_embd": 6, "n_layer": 2, "n_head": 2, "n_inner": 7},
 ]
 SIZE = SIZES[0]
+EXACT = {"rtol": 0, "atol": 1e-9}  # for float64
 
 
 def huggingface(dtype=torch.float64, noise=0.2, seed=0, **config):

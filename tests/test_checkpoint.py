@@ -1,15 +1,17 @@
+import json
+import zipfile
+
 import gymnasium as gym
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers import letters
+from reinforce_helpers import PROMPTS, TINY, VOCABULARY, flat, learn, make_envs
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from test_reinforce import TINY, VOCABULARY, flat, make_envs
 
 from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
-
-PROMPTS = ["good", "bad", "good bad"]
 
 
 class CheckpointEveryUpdate(BaseCallback):
@@ -46,10 +48,6 @@ def everything(model):
     parts = [*model.policy.parameters(), *model.reference.parameters()]
     parts += [optimizer[i][name] for i in sorted(optimizer) for name in sorted(optimizer[i])]
     return flat([p.detach().double() for p in parts])
-
-
-def learn(model, updates, **arguments):
-    return model.learn(10**9, total_updates=updates, **arguments)
 
 
 @pytest.mark.parametrize("baseline", ["rloo", "ema", "value"])
@@ -175,7 +173,6 @@ def test_a_failing_save_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     model = make()
     model.save(tmp_path / "run")
     before = (tmp_path / "run.zip").read_bytes()
-    import safetensors.torch
 
     def full_disk(*_):
         raise OSError("no space left on device")
@@ -250,7 +247,6 @@ def test_a_single_env_resumes(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_resumed_equals_uninterrupted(tmp_path):
     """To float error: sums of a GPU have no fixed order."""
     arguments = {"device": "cuda", "precision": "fp32", "learning_rate": 1e-3}
@@ -260,3 +256,88 @@ def test_gpu_resumed_equals_uninterrupted(tmp_path):
     resumed = REINFORCE.load(tmp_path / "run", env=envs, device="cuda")
     learn(resumed, 3, reset_num_timesteps=False)
     torch.testing.assert_close(everything(resumed), everything(whole), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("argument", ["exclude", "include"])
+def test_parts_of_a_checkpoint_are_not_written(tmp_path, argument):
+    with pytest.raises(ValueError, match="exclude and include are not supported"):
+        make().save(tmp_path / "run", **{argument: ["policy"]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_the_checkpoint_are_replaced_by_name(tmp_path):
+    make(learning_rate=lambda progress: 1e-2).save(tmp_path / "run")
+    with pytest.raises(ValueError, match="learning_rate was a function, which isn't stored"):
+        REINFORCE.load(tmp_path / "run")
+    again = REINFORCE.load(tmp_path / "run", learning_rate=0.5, gamma=0.9)
+    assert (again.learning_rate, again.gamma, again.kl_coef) == (0.5, 0.9, 0.1)
+    with pytest.raises(ValueError, match=r"load got \['gama'\]: it can replace learning_rate, gam"):
+        REINFORCE.load(tmp_path / "run", learning_rate=0.5, gama=0.9)
+    with pytest.raises(ValueError, match="custom_objects is not supported"):
+        REINFORCE.load(tmp_path / "run", custom_objects={"gamma": 0.9})
+
+
+def rewrite(path, change, manifest=False):
+    """Alters the JSON of a checkpoint; keeps the manifest only if asked to."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if not manifest:
+        members.pop("manifest.json", None)
+    data = json.loads(members["checkpoint.json"])
+    data = change(data) or data
+    members["checkpoint.json"] = json.dumps(data).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+DAMAGE = {
+    "another format": (lambda d: d.update(format="other/2"), "has the format 'other/2'"),
+    "a list": (lambda d: [1], r"has the format \[1\]"),
+    "no counters": (lambda d: d.pop("counters") and None, "counters is damaged"),
+    "a negative counter": (lambda d: d["counters"].update(_n_updates=-1), "counters .* damaged"),
+    "no config": (lambda d: d["policy_kwargs"].pop("config") and None, "have no config"),
+    "another size": (
+        lambda d: d["policy_kwargs"]["config"].update(n_embd=32),
+        "config has n_embd=32, its weights 16",
+    ),
+    "random state": (lambda d: d["random_state"].update(torch="ff"), "random"),
+    "optimizer groups": (lambda d: d["optimizer_groups"].pop() and None, "optimizer does not fit"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_contents_are_named(tmp_path, change, message):
+    learn(make(), 1).save(tmp_path / "run")
+    rewrite(tmp_path / "run.zip", change)
+    with pytest.raises(ValueError, match=message):
+        REINFORCE.load(tmp_path / "run")
+
+
+def test_contents_that_are_not_the_manifests_are_refused(tmp_path):
+    make().save(tmp_path / "run")
+    rewrite(tmp_path / "run.zip", lambda d: d["counters"].update(_n_updates=7), manifest=True)
+    with pytest.raises(ValueError, match=r"\['checkpoint.json'\] does not match the manifest"):
+        REINFORCE.load(tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
+    model = make()
+    model.save(tmp_path / "run")
+    before = (tmp_path / "run.zip").read_bytes()
+    with torch.no_grad():
+        model.policy.gpt2.wte.weight[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"policy: gpt2\.wte\.weight holds NaN"):
+        model.save(tmp_path / "run")
+    assert (tmp_path / "run.zip").read_bytes() == before
+    state = make().policy.state_dict()
+    state["value_head.bias"] = torch.tensor([float("inf")])
+    with zipfile.ZipFile(tmp_path / "run.zip") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    del members["manifest.json"]
+    members["policy.safetensors"] = safetensors.torch.save(state)
+    with zipfile.ZipFile(tmp_path / "run.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match=r"policy: value_head\.bias holds NaN or infinity"):
+        REINFORCE.load(tmp_path / "run")

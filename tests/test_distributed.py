@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -13,10 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from reinforce_helpers import END, PAD, PROMPTS, STEPS, TINY, learn, make_envs
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
-from test_checkpoint import PROMPTS
-from test_reinforce import END, PAD, STEPS, TINY, make_envs
 
 from agents import REINFORCE, GPT2Config, GPT2Policy, distributed
 from agents.advantages import BASELINES
@@ -78,10 +78,6 @@ def make(path=None, **arguments):
         **arguments,
     }
     return REINFORCE(GPT2Policy, envs, **arguments)
-
-
-def learn(model, updates, **arguments):
-    return model.learn(10**9, total_updates=updates, **arguments)
 
 
 def batch(seed):
@@ -323,13 +319,13 @@ SMALL = [
 ]
 
 
-def torchrun(script, *arguments):
+def torchrun(*arguments):
     path = os.pathsep.join(str(ROOT / folder) for folder in (".", "examples"))
     return subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--local-addr", "127.0.0.1", "--nproc-per-node", "2", str(script)),
-            *(*SMALL, *map(str, arguments)),
+            *("--local-addr", "127.0.0.1", "--nproc-per-node", "2"),
+            *(*map(str, arguments), *SMALL),
         ],
         capture_output=True,
         text=True,
@@ -359,7 +355,8 @@ def test_example_under_torchrun_writes_everything_once(tmp_path):
 def test_a_dying_rank_ends_the_job_and_leaves_the_last_checkpoint(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(DIES)
-    done = torchrun(script, "--updates", 5, "--out", tmp_path / "run")
+    example = ROOT / "examples/train_reinforce.py"
+    done = torchrun(script, example, "--updates", 5, "--out", tmp_path / "run")
     assert done.returncode != 0
     assert "RuntimeError: rank 1 has had enough" in done.stderr
     assert REINFORCE.load(tmp_path / "run/checkpoint.zip")._n_updates == 2
@@ -367,8 +364,8 @@ def test_a_dying_rank_ends_the_job_and_leaves_the_last_checkpoint(tmp_path):
 
 
 DIES = """
+import runpy
 import sys
-import train_reinforce
 from agents import REINFORCE, distributed
 
 train = REINFORCE.train
@@ -379,15 +376,50 @@ def dies(self, episodes):
     train(self, episodes)
 
 REINFORCE.train = dies
-sys.exit(train_reinforce.main())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
 def test_rows_that_cannot_be_split_are_refused(monkeypatch, capsys):
-    sys.path.insert(0, str(ROOT / "examples"))
-    import train_reinforce
-
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(sys, "argv", ["train_reinforce.py", "--num-envs", "64"])
     with pytest.raises(SystemExit):
-        train_reinforce.parse_arguments(["--num-envs", "64"])
-    assert "--num-envs 64: must be a multiple of the 3 processes" in capsys.readouterr().err
+        runpy.run_path(str(ROOT / "examples/train_reinforce.py"), run_name="__main__")
+    assert "multiple of the 3 processes" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------- methods of other names
+
+
+class Renamed(torch.nn.Module):
+    """A model whose forward pass is a method of another name than any of ours."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.h = torch.nn.ModuleList([torch.nn.Linear(4, 4)])
+        self.out = torch.nn.Linear(4, 2)
+
+    def judge(self, x):
+        return self.out(self.h[0](x))
+
+
+def judged(x):
+    model = Renamed()
+    expected = model.judge(x)
+    distributed.parallelize_fsdp(model, model.h, [model.judge])
+    return expected.detach(), model.judge(x).detach(), len(model.h[0].weight.to_local())
+
+
+def test_fsdp_runs_the_methods_it_is_given():
+    x = torch.randn(3, 4)
+    for expected, got, rows in world(2, judged, x):
+        torch.testing.assert_close(got, expected)
+        assert rows == 2  # of the four that the matrix has
+
+
+def test_models_name_their_forward_passes_by_the_methods_themselves():
+    model = make()
+    assert {method.__self__ for method in model.policy.forward_passes()} == {model.policy}
+    assert {method.__self__ for method in model.reference.forward_passes()} == {model.reference}

@@ -5,6 +5,18 @@ import numpy as np
 import pytest
 import torch
 from helpers import letters
+from reinforce_helpers import (
+    END,
+    PAD,
+    STEPS,
+    TINY,
+    VOCABULARY,
+    Records,
+    collected,
+    flat,
+    make_envs,
+    make_model,
+)
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -16,37 +28,6 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy
 from agents.reinforce import Episodes
-
-VOCABULARY = [" good", " bad"]  # with <|endoftext|>: a toy of three tokens
-END, PAD, STEPS = 2, 3, 3
-TINY = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-
-
-def make_envs(num_envs=4, **arguments):
-    arguments = {
-        "vocabulary": VOCABULARY,
-        "max_tokens": STEPS,
-        "sentiment_model": letters,
-        **arguments,
-    }
-    return gym.make_vec("TextSentiment-v0", num_envs=num_envs, **arguments)
-
-
-def make_model(envs=None, **arguments):
-    envs = make_envs() if envs is None else envs
-    size = len(
-        envs.get_wrapper_attr("vocabulary")
-        if hasattr(envs, "get_wrapper_attr")
-        else envs.vocabulary
-    )
-    config = GPT2Config(vocab_size=size, **TINY)
-    arguments = {"seed": 0, "policy_kwargs": {"config": config}, **arguments}
-    model = REINFORCE(GPT2Policy, envs, **arguments)
-    with torch.no_grad():  # so that tokens are far from equally likely
-        for p in model.policy.gpt2.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
-
 
 # ------------------------------------------------------------------- the estimator, by enumeration
 
@@ -81,10 +62,6 @@ def toy(**arguments):
     pays = {tuple(text[:n]): generator.normal() for text in texts for n in range(1, STEPS + 1)}
     rewards = [[pays[tuple(text[: n + 1])] for n in range(len(text))] for text in texts]
     return model, texts, rewards
-
-
-def flat(gradients):
-    return torch.cat([g.flatten() for g in gradients])
 
 
 def exact_gradient(model, texts, rewards, *, kl_coef=0.0, ent_coef=0.0, gamma=1.0):
@@ -202,12 +179,6 @@ def gradients(model, episodes):
     return flat([p.grad for p in model.policy.gpt2.parameters()])
 
 
-def collected(model):
-    """One batch, as `learn` would collect it."""
-    _, callback = model._setup_learn(1)
-    return model.collect_episodes(callback)
-
-
 @pytest.mark.parametrize("baseline", ["none", "mean", "ema", "rloo", "value"])
 @pytest.mark.parametrize("kl_estimator", ["k1", "k3"])
 def test_micro_batches_give_the_same_gradient(baseline, kl_estimator):
@@ -277,26 +248,6 @@ def test_kl_and_log_ratio_are_exactly_zero_before_the_first_update(micro_batch_s
     assert records[0]["train/kl_k3"] == 0.0
     model.learn(1, callback=Records(records), reset_num_timesteps=False)
     assert records[1]["train/kl"] != 0.0
-
-
-class Records(BaseCallback):
-    """Keeps what every update logged."""
-
-    def __init__(self, records):
-        super().__init__()
-        self.records = records
-
-    def _on_step(self):
-        return True
-
-    def _on_training_start(self):
-        dump = self.logger.dump
-
-        def keep_and_dump(step=0):
-            self.records.append(dict(self.logger.name_to_value))
-            dump(step)
-
-        self.logger.dump = keep_and_dump
 
 
 def test_sampled_tokens_are_the_trained_ones():
@@ -552,7 +503,6 @@ def test_a_loss_that_is_not_finite_changes_no_weight(bad):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_update_is_the_cpus():
     weights = []
     for device in ("cpu", "cuda"):
@@ -581,7 +531,6 @@ def test_gpu_update_is_the_cpus():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_gpu_learns(precision, cuda_graphs):

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.gpt2 import sample
+from agents.sampling import apply_temperature_and_top_k, mask_after_end, sample
 
 LAST = 1 - 2.0**-53  # the largest float64 below 1
 
@@ -144,3 +145,24 @@ def test_a_generator_repeats_its_draws_and_leaves_the_global_one_alone():
 def test_logits_of_no_distribution_are_refused(row):
     with pytest.raises(ValueError, match="nothing can be drawn"):
         sample(torch.tensor([[0.0, 0.0, 0.0], row]))
+
+
+def test_top_k_keeps_ties_of_the_kth_logit_as_huggingface_does():
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
+    want = transformers.TopKLogitsWarper(2)(None, logits)
+    assert torch.equal(apply_temperature_and_top_k(logits, top_k=2), want)
+    assert want.isfinite().sum() == 3
+
+
+def test_temperature_divides_and_top_k_drops():
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    assert apply_temperature_and_top_k(logits, 0.5).tolist() == [[2, 8, 4, 6]]
+    assert apply_temperature_and_top_k(logits, 2.0, 2).tolist() == [[-math.inf, 2, -math.inf, 1.5]]
+    for top_k in (None, 4, 9):
+        assert torch.equal(apply_temperature_and_top_k(logits, top_k=top_k), logits)
+
+
+def test_what_stands_behind_the_first_end_is_masked():
+    tokens = torch.tensor([[1, 7, 2, 7], [7, 1, 1, 1], [1, 2, 3, 4], [1, 2, 3, 7]])
+    expected = [[1, 7, 0, 0], [7, 0, 0, 0], [1, 2, 3, 4], [1, 2, 3, 7]]
+    assert mask_after_end(tokens, 7, 0).tolist() == expected

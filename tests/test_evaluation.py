@@ -1,0 +1,173 @@
+"""The measures of `evaluate` against sums over whole distributions, text by text."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import letters
+from reinforce_helpers import END, PAD, PROMPTS, make_envs, make_model
+
+from agents import SB3VecEnv, evaluation
+from agents.evaluation import evaluate
+from agents.rollout import collect_episodes
+
+ROWS, N, SEED = 8, 20, 3
+
+
+@pytest.fixture
+def model():
+    """A policy that is far from its start model."""
+    return make_model(make_envs(ROWS, prompts=PROMPTS))
+
+
+@pytest.fixture
+def env():
+    return SB3VecEnv(make_envs(ROWS, prompts=PROMPTS, autoreset_mode="SameStep"))
+
+
+def run(model, env, n=N, seed=SEED, **arguments):
+    return evaluate(model.policy, model.reference, env, n, seed, **arguments)
+
+
+def written(model, env, n=N):
+    """The batches that `evaluate` draws, cut to n texts: prompts' and written tokens, and rewards."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(SEED)
+        env.seed(SEED)
+        batches = [collect_episodes(model.policy, env) for _ in range(math.ceil(n / ROWS))]
+    texts, masks, rewards = (
+        torch.cat([getattr(batch, name) for batch in batches])[:n]
+        for name in ("texts", "mask", "rewards")
+    )
+    return texts, masks, rewards
+
+
+@torch.no_grad()
+def log_softmax(gpt2, text):
+    """That of the next token behind `text`, by one unpadded read."""
+    return gpt2(torch.tensor([[END, *text]]))[0, -1].double().log_softmax(-1)
+
+
+def test_measures_equal_sums_over_the_distributions(model, env):
+    result = run(model, env, judges={"other": lambda texts: [len(text) for text in texts]})
+    texts, mask, rewards = written(model, env)
+    entropy = kl = reference_log_prob = 0.0
+    for text, own in zip(texts.tolist(), mask.tolist(), strict=True):
+        for place in np.flatnonzero(own):
+            log_p = log_softmax(model.policy.gpt2, text[:place])
+            log_q = log_softmax(model.reference, text[:place])
+            entropy -= (log_p.exp() * log_p).sum().item()
+            kl += (log_p.exp() * (log_p - log_q)).sum().item()
+            reference_log_prob += log_q[text[place]].item()
+    tokens, paid = int(mask.sum()), rewards.sum(1).numpy()
+    assert kl / N > 0.05
+    assert result["entropy"] == pytest.approx(entropy / tokens, rel=1e-4)
+    assert result["kl"] == pytest.approx(kl / N, rel=1e-3)
+    assert result["perplexity"] == pytest.approx(math.exp(-reference_log_prob / tokens), rel=1e-4)
+    assert result["reward"] == pytest.approx(paid.mean(), rel=1e-5)
+    assert result["reward_standard_error"] == pytest.approx(paid.std(ddof=1) / N**0.5, rel=1e-5)
+    ended = [END in text for text in texts.tolist()]
+    assert 0 < sum(ended) < N
+    assert result["end_rate"] == pytest.approx(sum(ended) / N)
+    words = [
+        [token for token, own in zip(*row, strict=True) if own and token != END]
+        for row in zip(texts.tolist(), mask.tolist(), strict=True)
+    ]
+    pairs = [pair for text in words for pair in itertools.pairwise(text)]
+    singles = [token for text in words for token in text]
+    assert result["distinct_1"] == pytest.approx(len(set(singles)) / len(singles))
+    assert result["distinct_2"] == pytest.approx(len(set(pairs)) / len(pairs))
+    # The prompt counts for a text, and the end of the text does not.
+    assert result["distinct_texts"] == len({s["text"] for s in result["samples"]}) / N
+    assert result["other"] == np.mean([len(s["text"]) for s in result["samples"]])
+    assert result["sentiment"] == pytest.approx(
+        np.mean([s["sentiment"] for s in result["samples"]])
+    )
+    assert result["length"] == pytest.approx(np.mean([len(text) for text in words]))
+    assert result["episodes"] == N
+
+
+def test_samples_hold_prompt_text_reward_and_sentiment(model, env):
+    samples = run(model, env)["samples"]
+    texts, mask, rewards = written(model, env)
+    vocabulary = env.get_attr("vocabulary")[0]
+    assert len(samples) == N
+    assert {sample["prompt"].strip() for sample in samples} == set(PROMPTS)
+    for sample, text, own, paid in zip(samples, texts, mask, rewards, strict=True):
+        assert sample.keys() == {"text", "prompt", "reward", "sentiment"}
+        assert sample["prompt"] == vocabulary.decode(text[~own & (text < PAD)].tolist())
+        assert sample["text"] == vocabulary.decode(text.tolist())
+        assert sample["text"].startswith(sample["prompt"])
+        assert sample["reward"] == pytest.approx(paid.sum().item())
+        assert sample["sentiment"] == pytest.approx(letters([sample["text"]])[0])
+
+
+def test_the_callers_random_numbers_are_left_as_they_were(model, env):
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    first = run(model, env)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    torch.rand(5)
+    assert run(model, env) == first
+    assert run(model, env, seed=SEED + 1)["samples"] != first["samples"]
+
+
+def test_texts_are_cut_to_their_number(model, env):
+    long = run(model, env)["samples"]
+    for n in (1, ROWS, ROWS + 1):
+        result = run(model, env, n)
+        assert result["samples"] == long[:n]
+        assert result["episodes"] == n
+    assert run(model, env, 1)["reward_standard_error"] == 0
+
+
+def test_a_model_does_not_diverge_from_itself(model, env):
+    result = evaluate(model.policy, model.policy.gpt2, env, N, SEED)
+    assert result["kl"] == 0
+    assert result["perplexity"] > 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 10**6])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_chunking_changes_nothing(env, monkeypatch, rows, precision):
+    model = make_model(make_envs(ROWS, prompts=PROMPTS), precision=precision)
+    whole = run(model, env)
+    monkeypatch.setattr(evaluation, "ROWS", rows)
+    parts = run(model, env)
+    assert parts.pop("samples") == whole.pop("samples")
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_under_autocast_the_distributions_are_the_samplers(env):
+    """Logits in full precision would be of another policy than the one that drew the tokens."""
+    model = make_model(make_envs(ROWS, prompts=PROMPTS), precision="bf16")
+    policy, reference = model.policy, model.reference
+    result = run(model, env)
+    texts, mask, _ = written(model, env)
+    with torch.no_grad():
+        own = policy.evaluate_texts(texts, mask)
+        start = policy.evaluate_texts(texts, mask, reference)
+        hidden = policy.hidden_states(texts, mask)
+        with policy.autocast():
+            heads = (
+                policy.gpt2.head(hidden),
+                reference.head(policy.hidden_states(texts, mask, reference)),
+            )
+        log_p, log_q = (logits.double().log_softmax(-1) for logits in heads)
+        other = policy.gpt2.head(hidden).double().log_softmax(-1)
+    tokens = int(mask.sum())
+    assert result["entropy"] == pytest.approx(own.entropy.sum().item() / tokens, rel=1e-6)
+    perplexity = math.exp(-start.log_prob.sum().item() / tokens)
+    assert result["perplexity"] == pytest.approx(perplexity, rel=1e-6)
+    kl = (log_p.exp() * (log_p - log_q)).sum().item() / N
+    assert result["kl"] == pytest.approx(kl, rel=1e-5)
+    full_precision = -(other.exp() * other).sum().item() / tokens
+    assert abs(result["entropy"] - full_precision) > 1e-5 * full_precision
+
+
+def test_dropout_is_off(model, env):
+    model.policy.set_training_mode(True)
+    run(model, env, 1)
+    assert not model.policy.training

@@ -1,0 +1,97 @@
+"""The chunked head against a plain log-softmax."""
+
+import pytest
+import torch
+
+from agents.gpt2 import GPT2, GPT2Config
+from agents.log_probs import Chunks, log_probs
+
+
+def plain_log_probs(gpt2, hidden, tokens):
+    log_p = gpt2.head(hidden).log_softmax(-1)
+    return log_p.gather(1, tokens[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [(100, 100, 10**6), (1, 3, 10**6), (4, 3, 10**6), (3, 4, 252), (4, 4, 253)],
+    ids="rows forwards, backwards and kept {}".format,
+)
+@pytest.mark.parametrize("weights", [(1, 0), (0, 1), (1, 1)], ids=["log-prob", "entropy", "both"])
+def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(chunks, weights):
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double()
+    gpt2.wte.weight.data *= 30  # tokens far from equally likely
+    hidden = torch.randn(11, 16, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(23, (11,))
+    outcomes = []
+    for values in (
+        log_probs(hidden, gpt2.wte.weight, tokens, chunks=Chunks(*chunks)),
+        plain_log_probs(gpt2, hidden, tokens),
+    ):
+        loss = sum(
+            w * (v * torch.linspace(-1, 2, 11)).sum() for w, v in zip(weights, values, strict=True)
+        )
+        outcomes.append([*values, *torch.autograd.grad(loss, (hidden, gpt2.wte.weight))])
+    torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
+
+
+def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision():
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
+    hidden, tokens = torch.randn(9, 32, requires_grad=True), torch.randint(50, (9,))
+    arguments = hidden, gpt2.wte.weight, tokens, True, Chunks(2, 3, 0)
+    exact = log_probs(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = log_probs(*arguments)
+    assert half[0].dtype == torch.float32
+    torch.testing.assert_close(half, exact, atol=0.02, rtol=0)
+    gradients = [torch.autograd.grad(x[0].sum(), gpt2.wte.weight)[0] for x in (half, exact)]
+    assert gradients[0].dtype == torch.float32
+    torch.testing.assert_close(*gradients, atol=0.05, rtol=0)
+
+
+def test_without_entropies_they_are_zero():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
+    tokens = torch.randint(7, (5,))
+    (log_prob, entropy), (expected, _) = (
+        log_probs(hidden, weight, tokens, entropies) for entropies in (False, True)
+    )
+    assert torch.equal(log_prob, expected)
+    assert torch.equal(entropy, torch.zeros(5))
+    gradients = [torch.autograd.grad(x.sum(), (hidden, weight)) for x in (log_prob, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it is on a device of another kind."""
+
+    is_cpu = property(lambda self: False)
+    device = property(lambda self: torch.device("xpu"))
+
+
+@pytest.mark.parametrize("rows", [3, 4099])
+def test_any_device_will_do(rows):
+    """Not CPU and CUDA alone: the size of the chunks is the only thing that depends on it."""
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(rows, 4), torch.randn(5, 4)
+    tokens = torch.randint(5, (rows,))
+    got = log_probs(hidden.as_subclass(Elsewhere), weight, tokens)
+    expected = log_probs(hidden, weight, tokens)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.as_subclass(torch.Tensor), b)
+
+
+@pytest.mark.gpu
+def test_gpu_log_probs_equal_the_cpus(cuda):
+    torch.manual_seed(0)
+    gpt2 = GPT2(GPT2Config(vocab_size=97, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double()
+    hidden, tokens = torch.randn(11, 16, dtype=torch.float64), torch.randint(97, (11,))
+    outcomes = []
+    for device in ("cpu", cuda):
+        weight = gpt2.to(device).wte.weight
+        values = gpt2.log_probs(hidden.to(device), tokens.to(device))
+        gradient = torch.autograd.grad(values[0].sum() + values[1].sum(), weight)[0]
+        outcomes.append([x.detach().cpu() for x in (*values, gradient)])
+    torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-9)
