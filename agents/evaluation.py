@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents import distributed
 from agents.gpt2 import GPT2
-from agents.policy import GPT2Policy
+from agents.policy import GPT2Policy, masked_places
 from agents.rollout import collect_episodes
 from agents.sampling import at_least_float32
 from text_sentiment_env import SentimentModel
@@ -129,19 +129,21 @@ def _token_sums(policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor
     less noise, and never below 0.
     """
     sums = torch.zeros(3, dtype=torch.float64, device=texts.device)
-    tokens = texts[mask].long()
+    mask = mask.cpu()  # once: each value read makes the host wait for a GPU
+    rows, columns, _ = masked_places(mask, texts.device)
+    tokens = texts[rows, columns].long()
     current = policy.hidden_states(texts, mask)
     start = policy.hidden_states(texts, mask, reference)
     for first in range(0, len(tokens), ROWS):
-        rows = slice(first, first + ROWS)
+        chunk = slice(first, first + ROWS)
         with policy.autocast():  # as in sampling: other logits would be another distribution's
-            logits, start_logits = policy.gpt2.head(current[rows]), reference.head(start[rows])
+            logits, start_logits = policy.gpt2.head(current[chunk]), reference.head(start[chunk])
         log_p = at_least_float32(logits).log_softmax(-1)  # (rows, V)
         log_q = at_least_float32(start_logits).log_softmax(-1)
         p = log_p.exp()
         sums[0] -= (p * log_p).sum()
         sums[1] += p.mul_(log_p.sub_(log_q)).sum()
-        sums[2] += log_q.gather(1, tokens[rows, None]).sum()
+        sums[2] += log_q.gather(1, tokens[chunk, None]).sum()
     return sums.cpu()
 
 

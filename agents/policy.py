@@ -288,21 +288,24 @@ class GPT2Policy(ActorCriticPolicy):
 
         Args:
             texts: final observations (B, L) int64.
-            mask: the tokens to evaluate, bool (B, L).
+            mask: the tokens to evaluate, bool (B, L). It is read on the CPU: where it is already
+                there, nothing waits for a GPU.
             gpt2: another model of the same vocabulary, for which entropies and values stay 0; None:
                 this policy's.
 
         Returns:
             Log-probabilities, entropies and values, with gradients where they are enabled.
         """
-        hidden = self.hidden_states(texts, mask, gpt2)
+        rows, columns, width = masked_places(mask, texts.device)
+        hidden = self._hidden_at(texts, rows, columns, width, gpt2)
         model, own = (self.gpt2, True) if gpt2 is None else (gpt2, False)
         with self.autocast():
-            log_prob, entropy = model.log_probs(hidden, texts[mask].long(), entropies=own)
+            tokens = texts[rows, columns].long()
+            log_prob, entropy = model.log_probs(hidden, tokens, entropies=own)
         values = self.value_head(hidden)[:, 0] if own else torch.zeros_like(entropy)
         empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
         return TokenEvaluation(
-            *(empty.masked_scatter(mask, x) for x in (log_prob, entropy, values))
+            *(empty.index_put((rows, columns), x) for x in (log_prob, entropy, values))
         )
 
     def hidden_states(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Tensor:
@@ -310,18 +313,33 @@ class GPT2Policy(ActorCriticPolicy):
 
         Args:
             texts: final observations (B, L) int64.
-            mask: the N tokens, bool (B, L).
+            mask: the N tokens, bool (B, L), as for `evaluate_texts`.
             gpt2: another model of the same vocabulary; None: this policy's.
 
         Returns:
             float32 (N, C), row by row.
         """
+        return self._hidden_at(texts, *masked_places(mask, texts.device), gpt2)
+
+    def _hidden_at(
+        self, texts: Tensor, rows: Tensor, columns: Tensor, width: int, gpt2: GPT2 | None
+    ) -> Tensor:
         model = self.gpt2 if gpt2 is None else gpt2
-        ids, lengths = self.to_model_input(texts)
-        width = int(lengths.max()) - 1  # the last token decides nothing
+        ids, _ = self.to_model_input(texts)  # the token of column j is decided at position j
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            return at_least_float32(model.hidden(ids[:, :width])[mask[:, :width]])
+            return at_least_float32(model.hidden(ids[:, :width])[rows, columns])
+
+
+def masked_places(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:
+    """Rows and columns (N,) of a mask's True entries, on `device`, and the columns they reach over.
+
+    Indexing with the mask itself would read its number of entries from a GPU, again and again.
+    """
+    places = mask.cpu().nonzero()
+    width = int(places[:, 1].max()) + 1 if len(places) else 1
+    rows, columns = places.to(device, non_blocking=True).unbind(1)
+    return rows, columns, width
 
 
 def _bump_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -68,13 +68,15 @@ class PrefixCache:
         for group in (new == 1, new > 1):  # extended texts, and texts of which more is new
             if not bool(group.any()):
                 continue
-            out = self._read_end(ids, lengths, group, int(new[group].max()), host_lengths[group])
+            size, longest = int(new[group].max()), int(host_lengths[group].max())
             if bool(group.all()):
-                hidden = out
-            else:
-                if hidden is None:
-                    hidden = out.new_empty(len(ids), out.shape[1])
-                hidden[group.nonzero()[:, 0].to(out.device)] = out
+                hidden = self._read_end(ids, lengths, size, longest)
+                continue
+            rows = group.nonzero()[:, 0].to(ids.device, non_blocking=True)
+            out = self._read_end(ids[rows], lengths[rows], size, longest, rows)
+            if hidden is None:
+                hidden = out.new_empty(len(ids), out.shape[1])
+            hidden[rows] = out
         assert hidden is not None, "no text to read"
         self._ids[:, :T] = ids[:, :T]
         self._lengths = lengths
@@ -83,13 +85,16 @@ class PrefixCache:
         return hidden
 
     def _read_end(
-        self, ids: Tensor, lengths: Tensor, group: Tensor, size: int, host_lengths: Tensor
+        self, ids: Tensor, lengths: Tensor, size: int, longest: int, rows: Tensor | None = None
     ) -> Tensor:
-        """Reads the last `size` tokens of a group of texts; shorter texts are read whole."""
-        rows = None
-        if not bool(group.all()):
-            rows = group.nonzero()[:, 0].to(ids.device)
-            ids, lengths = ids[rows], lengths[rows]
+        """Reads the last `size` tokens of texts; shorter texts are read whole.
+
+        Args:
+            ids, lengths: as for `read`.
+            size: how many tokens.
+            longest: the largest of `lengths`.
+            rows: the cache's rows that hold these texts; None: all.
+        """
         first = (lengths - size).clamp(min=0)
         positions = first[:, None] + self._columns[:size]  # (b, size)
         hidden = self.gpt2.hidden(
@@ -97,6 +102,6 @@ class PrefixCache:
             positions,
             cache=self.kv,
             cache_rows=rows,
-            cache_length=max(size, int(host_lengths.max())),
+            cache_length=max(size, longest),
         )
         return hidden[torch.arange(len(ids), device=ids.device), lengths - 1 - first]

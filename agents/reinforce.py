@@ -372,11 +372,13 @@ class REINFORCE(BaseAlgorithm):
         policy.optimizer.zero_grad(set_to_none=True)  # first, because old gradients take memory
         learning_rate = self._set_learning_rate()
         parts = episodes.parts(self.micro_batch_size)
+        mask = episodes.mask.cpu()  # once: each value read makes the host wait for a GPU
+        inputs = [(episodes.texts[part], mask[part]) for part in parts]
         # A single part keeps its graph for the gradient. Several are evaluated again, one by one.
         with torch.set_grad_enabled(len(parts) == 1):
-            current = [self._evaluate_texts(*episodes.rows(part)) for part in parts]
+            current = [self._evaluate_texts(*rows) for rows in inputs]
         with torch.no_grad():
-            start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
+            start = [policy.evaluate_texts(*rows, reference) for rows in inputs]
             log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values)
@@ -384,7 +386,7 @@ class REINFORCE(BaseAlgorithm):
         totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
             with distributed.no_sync(self._evaluate_texts, more=i + 1 < len(parts)):
-                now = current[i] if len(parts) == 1 else self._evaluate_texts(*episodes.rows(part))
+                now = current[i] if len(parts) == 1 else self._evaluate_texts(*inputs[i])
                 rows = returns[part], advantages[part], episodes.mask[part]
                 terms = self.loss_terms(now, start[i], *rows, B)
                 # Ranks' gradients are averaged: multiplied by their number, they are summed.
