@@ -81,6 +81,8 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
         ValueError: if it is truncated, damaged, or another program's checkpoint.
     """
     if not isinstance(source, io.BufferedIOBase):
+        if Path(source).is_dir():  # of a run
+            source = Path(source) / "checkpoint.zip"
         source = source if Path(source).is_file() else _with_suffix(source)
         if not Path(source).is_file():
             raise FileNotFoundError(f"there is no checkpoint {os.fspath(source)!r}")

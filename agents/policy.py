@@ -14,6 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from agents.generation import generate_text
 from agents.gpt2 import GPT2, GPT2Config
 from agents.prefix_cache import PrefixCache
 from agents.sampling import at_least_float32, mask_after_end, sample
@@ -280,6 +281,11 @@ class GPT2Policy(ActorCriticPolicy):
         places = lengths[:, None] - 1 + torch.arange(most, device=new.device)
         texts = torch.cat([obs, obs.new_zeros(len(obs), most)], 1)  # the shorter reach behind L
         return texts.scatter(1, places, new.to(obs.dtype))[:, :L]
+
+    def generate_text(self, prompt: str = "", n: int = 1, **arguments: Any) -> list[str]:
+        """Continues a prompt `n` times; `arguments` as for `agents.generation.generate_text`."""
+        self.set_training_mode(False)
+        return generate_text(self.gpt2, prompt, n, autocast=self.autocast(), **arguments)
 
     def evaluate_texts(
         self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None

@@ -465,6 +465,10 @@ class REINFORCE(BaseAlgorithm):
             group["lr"] = rate
         return rate
 
+    def generate_text(self, prompt: str = "", n: int = 1, **arguments: Any) -> list[str]:
+        """Continues a prompt `n` times: `GPT2Policy.generate_text`."""
+        return self.policy.generate_text(prompt, n, **arguments)
+
     # ----------------------------------------------------------------------------------------- log
 
     def _record_rollout(self, episodes: Episodes) -> None:
@@ -559,7 +563,7 @@ class REINFORCE(BaseAlgorithm):
         `learn(..., reset_num_timesteps=False)` then goes on as if the run had not been interrupted.
 
         Args:
-            path: the file, with or without `.zip`, or a binary stream.
+            path: the file, with or without `.zip`, a run's folder, or a binary stream.
             env: the environment to go on with; None: for `predict` alone.
             device: where to put the model.
             custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others

@@ -110,6 +110,28 @@ def plot(progress: Path, path: Path, before: Mapping[str, Any], after: Mapping[s
     plt.close(figure)
 
 
+def plot_runs(logs: Mapping[str, Path], path: Path) -> None:
+    """Draws the learning curves of several runs, each with its log progress.csv."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    for name, log in logs.items():
+        rows = read_rows(log)
+        for axis, (title, column, _) in zip(axes.flat, PANELS, strict=True):
+            points = [(float(r[UPDATES]), float(r[column])) for r in rows if r.get(column)]
+            if points:
+                axis.plot(*zip(*points, strict=True), lw=1.2, label=name)
+            axis.set(title=title, xlabel="update")
+            axis.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
 def show(
     console: Console,
     summary: Mapping[str, Any],

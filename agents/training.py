@@ -1,0 +1,250 @@
+"""The main program: evaluate, train, evaluate again, and write what came out.
+
+`examples/train_reinforce.py` and `python -m agents train` run it. Read `run` first.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from rich.console import Console
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+
+from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
+from agents.arguments import Args, EnvironmentArgs, parse_arguments
+from agents.callbacks import AppendingCSV, CheckpointCallback, ConsoleCallback
+from agents.evaluation import evaluate
+from agents.runs import RunFolder, StopSignals
+from text_sentiment_env import SentimentModel, load_sentiment_model
+
+OUR_JUDGES = ("vader", "bundled")
+
+# ------------------------------------------------------------------------------------------- parts
+
+
+def make_judge(name: str, device: str) -> str | SentimentModel:
+    """The judge; a network goes where the policy is, one of Hugging Face in bf16 on CUDA."""
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    if name == "bundled" and cuda:
+        return load_sentiment_model("bundled", device=device.replace("auto", "cuda"))
+    if name in OUR_JUDGES:
+        return name
+    return load_sentiment_model(name, device=device, dtype="bfloat16" if cuda else "float32")
+
+
+def make_env(args: EnvironmentArgs, judge: str | SentimentModel, num_envs: int) -> SB3VecEnv:
+    """The environment of the command line, with `num_envs` rows."""
+    arguments = asdict(args) | {"num_envs": num_envs, "sentiment_model": judge}
+    return SB3VecEnv(
+        gym.make_vec("text_sentiment_env:TextSentiment-v0", autoreset_mode="SameStep", **arguments)
+    )
+
+
+def make_model(args: Args, env: SB3VecEnv, device: str) -> REINFORCE:
+    """A new agent."""
+    start = args.start
+    policy_kwargs: dict[str, Any] = {"cuda_graphs": start.cuda_graphs}
+    if start.model == "random":
+        policy_kwargs["config"] = GPT2Config(
+            vocab_size=int(env.action_space.n),  # type: ignore[attr-defined]
+            n_positions=env.observation_space.shape[0] + 1,  # type: ignore[index]
+            n_embd=start.n_embd,
+            n_layer=start.n_layer,
+            n_head=start.n_head,
+        )
+    return REINFORCE(
+        GPT2Policy,
+        env,
+        pretrained=None if start.model == "random" else start.model,
+        precision=start.precision,
+        parallel=args.run.parallel,
+        policy_kwargs=policy_kwargs,
+        seed=args.run.seed,
+        device=device,
+        **asdict(args.reinforce),
+    )
+
+
+def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tuple[REINFORCE, str]:
+    """The agent of the newest checkpoint, or a new one; and which it is."""
+    if not folder.checkpoints():
+        return make_model(args, env, device), "new"
+    model, path = folder.load(
+        env=env,
+        device=device,
+        parallel=args.run.parallel,
+        micro_batch_size=args.reinforce.micro_batch_size,
+    )
+    return model, f"{path.name}, update {model._n_updates}"
+
+
+def measure(
+    model: REINFORCE, gpt2: GPT2, env: SB3VecEnv, args: Args, save_to: Path | None = None
+) -> dict[str, Any]:
+    """Measures of fresh texts of `gpt2`, on the first rank; saves it before, if asked to."""
+    weights = distributed.full_state_dict(gpt2.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+    if distributed.rank() == 0:
+        policy.gpt2.load_state_dict(weights)
+        if save_to is not None:
+            policy.gpt2.save_pretrained(save_to)
+    seen = args.environment.sentiment_model
+    judges = {} if seen == "vader" else {"vader": load_sentiment_model("vader")}
+    return evaluate(policy, model.reference, env, args.run.eval_episodes, 1000, judges)
+
+
+# -------------------------------------------------------------------------------------------- main
+
+
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Runs the command line and returns its exit status; `description` stands above `--help`'s flags."""
+    args = parse_arguments(argv, description)
+    with StopSignals() as stop:
+        try:
+            status = run(args, stop)
+        except KeyboardInterrupt:
+            saved = bool(RunFolder(str(args.run.out)).checkpoints())
+            with suppress(OSError):  # the terminal may be gone
+                print("stopped;", "--resume goes on" if saved else "nothing was saved yet")
+            return stop.status or 130
+    distributed.leave()
+    return status
+
+
+def run(args: Args, stop: StopSignals) -> int:
+    """Evaluates, trains, evaluates again, and returns the exit status."""
+    began = time.perf_counter()
+    device = distributed.join(args.run.device)
+    first = distributed.rank() == 0  # which alone prints and writes
+    # The others may have seen the first's folder, and chosen another.
+    folder = RunFolder(distributed.gather_objects(args.run.out)[0])
+    console = Console(quiet=args.run.quiet or not first)
+    with folder.locked() if first else nullcontext():
+        distributed.wait()
+        if folder.checkpoints() and not args.run.resume:
+            raise ValueError(
+                f"--out {folder.path} holds a run: add --resume to go on, or choose another"
+            )
+        judge = make_judge(args.environment.sentiment_model, device)
+        rows = args.environment.num_envs
+        env = make_env(args.environment, judge, rows // distributed.world_size())
+        eval_env = make_env(args.environment, judge, rows) if first else env
+        model, origin = load_model(args, env, device, folder)
+        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
+        changes = folder.record(settings, model._n_updates if args.run.resume else None)
+        parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
+        console.print(
+            f"{args.start.model} GPT-2 ({origin}), {parameters:,} parameters,"
+            f" {env.action_space.n} tokens, on {model.device};"  # type: ignore[attr-defined]
+            f" judge {args.environment.sentiment_model}; writing to {folder.path}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+        before = measure(model, model.reference, eval_env, args)
+        tokens, training = model.num_timesteps, time.perf_counter()
+        error = train(model, args, folder, console, stop)
+        tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
+        if error:  # its weights are not to be trusted
+            model, _ = load_model(args, env, device, folder)
+        after = measure(model, model.policy.gpt2, eval_env, args, folder.path / "gpt2")
+        status = 1 if error else max(distributed.gather_objects(stop.status))
+        if not first:
+            return status
+        summary = {
+            "arguments": settings | {"out": str(folder.path)},
+            "changes": changes,
+            "versions": report.versions(),
+            "hardware": report.hardware(model.device),
+            "parameters": parameters,
+            "updates": model._n_updates,
+            "episodes": model._episode_num,
+            "tokens": model.num_timesteps,
+            "seconds": round(seconds, 2),  # of this call's training alone
+            "total_seconds": round(time.perf_counter() - began, 2),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            "error": error,
+        }
+        write_results(folder, summary, before, after, console)
+        return status
+
+
+def train(
+    model: REINFORCE, args: Args, folder: RunFolder, console: Console, stop: StopSignals
+) -> str | None:
+    """Trains to --updates, or to a signal; returns the error if a number was not finite."""
+    done, updates = model._n_updates, args.run.updates
+    outputs: list[KVWriter] = []
+    if distributed.rank() == 0:
+        outputs.append(AppendingCSV(folder.path / "progress.csv", done))
+        if args.run.tensorboard:
+            outputs.append(TensorBoardOutputFormat(str(folder.path / "tensorboard")))
+    model.set_logger(Logger(str(folder.path), outputs))
+
+    def request_stop() -> None:
+        model.request_stop()
+        console.quiet |= stop.status == 129  # the terminal is gone
+        console.print("stopping after this update; Ctrl-C again to stop at once")
+
+    try:
+        if done < updates:
+            with stop.deferred(request_stop):
+                model.learn(
+                    updates * args.environment.num_envs * args.environment.max_tokens,
+                    CallbackList(
+                        [
+                            CheckpointCallback(
+                                lambda model: folder.save(model, args.run.keep),
+                                args.run.save_every,
+                            ),
+                            ConsoleCallback(console, updates),
+                        ]
+                    ),
+                    reset_num_timesteps=not args.run.resume,
+                    total_updates=updates - done,
+                )
+            if model._n_updates < updates:
+                console.print(
+                    f"stopped after {model._n_updates} updates; --resume goes on from there"
+                )
+        return None
+    except FloatingPointError as error:
+        # This batch's random numbers are spent: the last checkpoint stays as it is.
+        if distributed.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return str(error)
+    finally:
+        model.logger.close()
+
+
+def write_results(
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """Writes summary.json, samples.md and learning_curves.png, and prints the outcome."""
+    figures = [{k: v for k, v in m.items() if k != "samples"} for m in (before, after)]
+    summary = {**summary, "before": figures[0], "after": figures[1]}
+    folder.write_json("summary.json", summary)
+    title = (
+        f"{summary['updates']} updates, {summary['episodes']} episodes; same seeds before and"
+        " after."
+    )
+    samples = before["samples"], after["samples"]
+    report.write_samples(folder.path / "samples.md", title, *samples)
+    curves = folder.path / "learning_curves.png"
+    report.plot(folder.path / "progress.csv", curves, before, after)
+    report.show(console, summary, *samples)
