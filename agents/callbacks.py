@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -89,32 +88,6 @@ class CheckpointCallback(BaseCallback):
         if self.model._n_updates > self._saved:
             self._save(self.model)
             self._saved = self.model._n_updates
-
-
-class ConsoleCallback(BaseCallback):
-    """Prints a line for about twenty updates of a run."""
-
-    def __init__(self, console: Console, updates: int) -> None:
-        super().__init__()
-        self._console, self._updates = console, updates
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        update = self.model._n_updates
-        if update % max(1, self._updates // 20) and update + 1 < self._updates:
-            return
-        values = self.logger.name_to_value  # the rollout's; the update's are of the one before
-        reward = values["rollout/ep_rew_mean"]
-        bar = "█" * round(20 * max(0.0, min(1.0, (reward + 1) / 2)))
-        self._console.print(
-            f"update {update + 1:4d}/{self._updates}  reward {reward:+.3f} {bar:20s}"
-            f"  sentiment {values['rollout/sentiment']:+.3f}"
-            f"  length {values['rollout/length']:4.1f}",
-            highlight=False,
-            soft_wrap=True,
-        )
 
 
 class AppendingCSV(KVWriter):

@@ -25,6 +25,7 @@ from agents import cli, report
 from agents.arguments import Args, EnvironmentArgs
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
+from agents.display import sparkline
 from agents.evaluation import evaluate
 from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
@@ -35,7 +36,6 @@ from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
 Run = tyro.conf.Positional[str]
-BARS = "▁▂▃▄▅▆▇█"
 
 
 def load_models(run: str) -> tuple[GPT2, GPT2, EnvironmentArgs]:
@@ -282,15 +282,6 @@ class Watch:
             if values:
                 table.add_row(title, f"{values[-1]:.3f}", sparkline(values))
         return table
-
-
-def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """A line of bars for values of any number; more than `width` are averaged in groups."""
-    groups = np.array_split(np.asarray(values, float), min(width, len(values)))
-    means = np.array([group.mean() for group in groups])
-    span = means.max() - means.min()
-    heights = (means - means.min()) / span if span else np.zeros(len(means))
-    return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
 
 
 @dataclass

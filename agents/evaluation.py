@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ def evaluate(
     n_episodes: int = 256,
     seed: int = 0,
     judges: Mapping[str, SentimentModel] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Writes fresh texts and measures them; the caller's random numbers are left as they were.
 
@@ -42,6 +43,7 @@ def evaluate(
         seed: of the environment's rows and torch's generator.
         judges: other sentiment models by name. A judge that training did not use tells whether the
             reward was hacked.
+        progress: called after every batch with the texts written and `n_episodes`.
 
     Returns:
         Means over the texts: `reward`, with `reward_standard_error`; every number of the last step's
@@ -63,7 +65,7 @@ def evaluate(
         if distributed.rank() == 0:
             torch.manual_seed(seed)
             env.seed(seed)
-            result = _evaluate(policy, reference, env, n_episodes, judges or {})
+            result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
         else:
             result = {}
         distributed.wait()
@@ -76,6 +78,7 @@ def _evaluate(
     env: VecEnv,
     n_episodes: int,
     judges: Mapping[str, SentimentModel],
+    progress: Callable[[int, int], None],
 ) -> dict[str, Any]:
     rewards: list[float] = []
     infos: list[dict[str, Any]] = []
@@ -94,6 +97,7 @@ def _evaluate(
         for text, written in zip(texts.tolist(), mask.tolist(), strict=True):
             prompts.append(vocabulary.decode(text[: written.index(True)]))
             generated.append(list(itertools.compress(text, written)))
+        progress(len(rewards), n_episodes)
     n, tokens = len(rewards), sum(map(len, generated))
     entropy, kl, reference_log_prob = sums.tolist()
     end = policy.end_index

@@ -35,14 +35,18 @@ def rollout_metrics(episodes: Episodes) -> dict[str, float]:
 
 
 def update_metrics(
-    mask: Tensor, log_ratio: Tensor, entropy: Tensor, baseline: Tensor
+    mask: Tensor, log_prob: Tensor, log_ratio: Tensor, entropy: Tensor, baseline: Tensor
 ) -> dict[str, float]:
-    """Means over a batch, all (B, L) and 0 outside the mask: entropy, KL estimates, baseline."""
+    """Means over a batch: entropy, KL estimates, perplexity under the start model, baseline.
+
+    All arguments are (B, L); `log_prob` to `entropy` are 0 outside the mask.
+    """
     tokens, k3 = mask.sum(), torch.expm1(-log_ratio) + log_ratio
     means = {
         "entropy": entropy.sum() / tokens,  # nats a token
         "kl": log_ratio.sum(1).mean(),  # nats a text
         "kl_k3": k3.sum(1).mean(),
+        "perplexity": torch.exp((log_ratio - log_prob).sum() / tokens),
         "baseline": (baseline * mask).sum() / tokens,
     }
     values = torch.stack([mean.double() for mean in means.values()]).tolist()  # one host read

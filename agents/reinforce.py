@@ -307,6 +307,7 @@ class REINFORCE(BaseAlgorithm):
             episodes = self.collect_episodes(callback)
             if episodes is None:
                 break
+            callback.update_locals({"episodes": episodes})
             callback.on_rollout_end()
             collected = time.perf_counter()
             progress = self.num_timesteps / total_timesteps
@@ -402,7 +403,8 @@ class REINFORCE(BaseAlgorithm):
         self._n_updates += 1
         self._record("train", measures | {"learning_rate": learning_rate})
         baseline = returns - advantages
-        self._record("train", update_metrics(episodes.mask, log_ratio, entropy, baseline))
+        means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, baseline)
+        self._record("train", means)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def advantages(

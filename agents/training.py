@@ -21,7 +21,8 @@ from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputF
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
-from agents.callbacks import AppendingCSV, CheckpointCallback, ConsoleCallback
+from agents.callbacks import AppendingCSV, CheckpointCallback
+from agents.display import ProbeCallback, RunDisplay
 from agents.evaluation import evaluate
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
@@ -88,7 +89,12 @@ def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tu
 
 
 def measure(
-    model: REINFORCE, gpt2: GPT2, env: SB3VecEnv, args: Args, save_to: Path | None = None
+    model: REINFORCE,
+    gpt2: GPT2,
+    env: SB3VecEnv,
+    args: Args,
+    display: RunDisplay,
+    save_to: Path | None = None,
 ) -> dict[str, Any]:
     """Measures of fresh texts of `gpt2`, on the first rank; saves it before, if asked to."""
     weights = distributed.full_state_dict(gpt2.state_dict())
@@ -98,9 +104,16 @@ def measure(
         policy.gpt2.load_state_dict(weights)
         if save_to is not None:
             policy.gpt2.save_pretrained(save_to)
-    seen = args.environment.sentiment_model
-    judges = {} if seen == "vader" else {"vader": load_sentiment_model("vader")}
-    return evaluate(policy, model.reference, env, args.run.eval_episodes, 1000, judges)
+    with display.status("evaluating") as progress:
+        judges = second_judges(args)
+        n = args.run.eval_episodes
+        return evaluate(policy, model.reference, env, n, 1000, judges, progress)
+
+
+def second_judges(args: Args) -> dict[str, SentimentModel]:
+    """The judges that training does not use."""
+    seen = args.environment.sentiment_model == "vader"
+    return {} if seen else {"vader": load_sentiment_model("vader")}
 
 
 # -------------------------------------------------------------------------------------------- main
@@ -130,17 +143,19 @@ def run(args: Args, stop: StopSignals) -> int:
     # The others may have seen the first's folder, and chosen another.
     folder = RunFolder(distributed.gather_objects(args.run.out)[0])
     console = Console(quiet=args.run.quiet or not first)
+    display = RunDisplay(console)
     with folder.locked() if first else nullcontext():
         distributed.wait()
         if folder.checkpoints() and not args.run.resume:
             raise ValueError(
                 f"--out {folder.path} holds a run: add --resume to go on, or choose another"
             )
-        judge = make_judge(args.environment.sentiment_model, device)
-        rows = args.environment.num_envs
-        env = make_env(args.environment, judge, rows // distributed.world_size())
-        eval_env = make_env(args.environment, judge, rows) if first else env
-        model, origin = load_model(args, env, device, folder)
+        with display.status("loading judge and model"):
+            judge = make_judge(args.environment.sentiment_model, device)
+            rows = args.environment.num_envs
+            env = make_env(args.environment, judge, rows // distributed.world_size())
+            eval_env = make_env(args.environment, judge, rows) if first else env
+            model, origin = load_model(args, env, device, folder)
         settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
         changes = folder.record(settings, model._n_updates if args.run.resume else None)
         parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
@@ -152,13 +167,14 @@ def run(args: Args, stop: StopSignals) -> int:
             soft_wrap=True,
         )
 
-        before = measure(model, model.reference, eval_env, args)
+        before = measure(model, model.reference, eval_env, args, display)
         tokens, training = model.num_timesteps, time.perf_counter()
-        error = train(model, args, folder, console, stop)
+        error = train(model, args, folder, display, judge, stop)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
         if error:  # its weights are not to be trusted
             model, _ = load_model(args, env, device, folder)
-        after = measure(model, model.policy.gpt2, eval_env, args, folder.path / "gpt2")
+        gpt2, save_to = model.policy.gpt2, folder.path / "gpt2"
+        after = measure(model, gpt2, eval_env, args, display, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
             return status
@@ -181,13 +197,18 @@ def run(args: Args, stop: StopSignals) -> int:
 
 
 def train(
-    model: REINFORCE, args: Args, folder: RunFolder, console: Console, stop: StopSignals
+    model: REINFORCE,
+    args: Args,
+    folder: RunFolder,
+    display: RunDisplay,
+    judge: str | SentimentModel,
+    stop: StopSignals,
 ) -> str | None:
     """Trains to --updates, or to a signal; returns the error if a number was not finite."""
-    done, updates = model._n_updates, args.run.updates
+    done, updates, console = model._n_updates, args.run.updates, display.console
     outputs: list[KVWriter] = []
     if distributed.rank() == 0:
-        outputs.append(AppendingCSV(folder.path / "progress.csv", done))
+        outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
         if args.run.tensorboard:
             outputs.append(TensorBoardOutputFormat(str(folder.path / "tensorboard")))
     model.set_logger(Logger(str(folder.path), outputs))
@@ -199,18 +220,15 @@ def train(
 
     try:
         if done < updates:
-            with stop.deferred(request_stop):
+            save = CheckpointCallback(
+                lambda model: folder.save(model, args.run.keep), args.run.save_every
+            )
+            scores = load_sentiment_model(judge) if isinstance(judge, str) else judge
+            probe = ProbeCallback(display, scores, second_judges(args).get("vader"))
+            with stop.deferred(request_stop), display.training(done, updates):
                 model.learn(
                     updates * args.environment.num_envs * args.environment.max_tokens,
-                    CallbackList(
-                        [
-                            CheckpointCallback(
-                                lambda model: folder.save(model, args.run.keep),
-                                args.run.save_every,
-                            ),
-                            ConsoleCallback(console, updates),
-                        ]
-                    ),
+                    CallbackList([save, probe]),
                     reset_num_timesteps=not args.run.resume,
                     total_updates=updates - done,
                 )

@@ -8,7 +8,7 @@ import torch
 
 from agents import GPT2, REINFORCE
 from agents.__main__ import main
-from agents.commands import Play, load_models, sparkline
+from agents.commands import Play, load_models
 from agents.generation import generate_text, vocabulary_of
 
 SMALL = [
@@ -135,9 +135,3 @@ def test_bad_input_ends_in_one_line(arguments, message, capsys):
     error = capsys.readouterr().err.strip()
     assert error.startswith(message)
     assert "\n" not in error
-
-
-def test_sparklines():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([2, 2]) == "▁▁"
-    assert len(sparkline(range(1000))) == 40

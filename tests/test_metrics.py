@@ -44,8 +44,16 @@ def test_means_of_an_update():
     entropy = torch.tensor([[1.0, 2, 0], [0, 3, 2]])
     baseline = torch.tensor([[1.0, 1, 100], [100, 4, 2]])
     k3 = sum(math.exp(-x) - 1 + x for x in (0.5, -1, 2))
-    assert update_metrics(MASK, log_ratio, entropy, baseline) == pytest.approx(
-        {"entropy": 2.0, "kl": 0.75, "kl_k3": k3 / 2, "baseline": 2.0}
+    log_prob = torch.tensor([[-1.0, -2, 0], [0, -1, -3]])
+    start = [-1.5, -1, -1, -5]  # log_prob - log_ratio
+    assert update_metrics(MASK, log_prob, log_ratio, entropy, baseline) == pytest.approx(
+        {
+            "entropy": 2.0,
+            "kl": 0.75,
+            "kl_k3": k3 / 2,
+            "perplexity": math.exp(-sum(start) / 4),
+            "baseline": 2.0,
+        }
     )
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from agents import GPT2, REINFORCE
+from agents import GPT2, REINFORCE, training
 from agents.runs import RunFolder
-from examples import train_reinforce
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,7 +24,7 @@ SMALL = [
 
 
 def run(out, *arguments):
-    return train_reinforce.main([*SMALL, "--out", str(out), *arguments])
+    return training.main([*SMALL, "--out", str(out), *arguments])
 
 
 def rows(out):
@@ -87,7 +86,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
     assert run(tmp_path / "run", "--updates", "4", "--save-every", "3") == 0
     monkeypatch.undo()
     assert len(rows(tmp_path / "run")) == 4
-    assert train_reinforce.main(["--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert training.main(["--out", str(tmp_path / "run"), "--resume"]) == 0
     assert tensors(tmp_path / "run") == tensors(finished)
     timeless = [
         [{k: v for k, v in row.items() if "time/" not in k or "total" in k} for row in rows(out)]
@@ -104,7 +103,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
 def test_a_finished_run_can_be_prolonged(tmp_path):
     assert run(tmp_path / "run", "--updates", "1") == 0
     out = str(tmp_path / "run")
-    assert train_reinforce.main(["--out", out, "--resume", "--updates", "3"]) == 0
+    assert training.main(["--out", out, "--resume", "--updates", "3"]) == 0
     assert [r["train/n_updates"] for r in rows(tmp_path / "run")] == ["1", "2", "3"]
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 3
 
@@ -124,7 +123,7 @@ def test_nothing_to_resume(tmp_path, capsys):
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/reviews-seed0").mkdir(parents=True)
-    assert train_reinforce.parse_arguments([]).run.out == os.path.join("runs", "reviews-seed0-2")
+    assert training.parse_arguments([]).run.out == os.path.join("runs", "reviews-seed0-2")
 
 
 def test_interrupt_saves_and_exits_cleanly(tmp_path):
@@ -215,7 +214,7 @@ def test_gpt2_preset_on_local_models(tmp_path):
         "--device",
         "cpu",
     ]
-    assert train_reinforce.main([*arguments, *small, "--out", str(out)]) == 0
+    assert training.main([*arguments, *small, "--out", str(out)]) == 0
     arguments = json.loads((out / "arguments.json").read_text())
     assert arguments["vocabulary"] == "gpt2"
     assert arguments["prompts"].endswith("review_openings.txt")
@@ -234,8 +233,8 @@ def test_a_resume_records_what_it_changes(tmp_path):
     out = tmp_path / "run"
     assert run(out, "--updates", "1") == 0
     resume = ["--out", str(out), "--resume"]
-    assert train_reinforce.main([*resume, "--updates", "2", "--keep", "1"]) == 0
-    assert train_reinforce.main([*resume, "--eval-episodes", "8"]) == 0
+    assert training.main([*resume, "--updates", "2", "--keep", "1"]) == 0
+    assert training.main([*resume, "--eval-episodes", "8"]) == 0
     changes = [
         {"update": 1, "argument": "updates", "from": 1, "to": 2},
         {"update": 1, "argument": "keep", "from": 2, "to": 1},
@@ -254,7 +253,7 @@ def test_a_resume_that_would_alter_the_task_changes_nothing(finished, capsys):
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     arguments = ["--out", str(finished), "--resume", "--learning-rate", "1e-9"]
     with pytest.raises(SystemExit, match="2"):
-        train_reinforce.main([*arguments, "--updates", "9"])
+        training.main([*arguments, "--updates", "9"])
     assert "--learning-rate 1e-09: --resume cannot change it from 0.0007" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
@@ -265,7 +264,7 @@ def test_goes_on_from_the_older_checkpoint_if_the_newest_is_damaged(tmp_path, fi
     newest = out / "checkpoint.zip"
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=r"going on from checkpoint-1.zip, because"):
-        assert train_reinforce.main(["--out", str(out), "--resume", "--no-quiet"]) == 0
+        assert training.main(["--out", str(out), "--resume", "--no-quiet"]) == 0
     assert "checkpoint-1.zip, update 3" in capsys.readouterr().out
     assert tensors(out) == tensors(finished)
 
@@ -275,7 +274,7 @@ def test_a_half_written_row_does_not_block_resuming(tmp_path):
     assert run(out, "--updates", "2") == 0
     whole = (out / "progress.csv").read_bytes()
     (out / "progress.csv").write_bytes(whole + b"0.5,-0.25,0.1")
-    assert train_reinforce.main(["--out", str(out), "--resume", "--updates", "3"]) == 0
+    assert training.main(["--out", str(out), "--resume", "--updates", "3"]) == 0
     assert [r["train/n_updates"] for r in rows(out)] == ["1", "2", "3"]
     assert (out / "progress.csv").read_bytes().startswith(whole)
     assert list(rows(out)[0]) == sorted(rows(out)[0])
@@ -295,10 +294,10 @@ def test_a_kill_while_a_file_is_replaced_leaves_the_old_one(name, tmp_path, monk
 
     monkeypatch.setattr(os, "replace", killed)
     resume = ["--out", str(out), "--resume", "--updates", "3"]
-    assert train_reinforce.main(resume) == 130
+    assert training.main(resume) == 130
     assert (out / name).read_bytes() == before
     monkeypatch.undo()
-    assert train_reinforce.main(resume) == 0
+    assert training.main(resume) == 0
     assert len(rows(out)) == json.loads((out / "summary.json").read_text())["updates"] == 3
     assert not list(out.glob(".*"))
 
@@ -359,7 +358,7 @@ def test_a_second_interrupt_ends_at_once(tmp_path, signals_in_update, capsys):
 
 @pytest.mark.parametrize("when", [1, 2])
 def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, capsys):
-    evaluate, calls = train_reinforce.evaluate, []
+    evaluate, calls = training.evaluate, []
 
     def interrupted(*arguments):
         calls.append(arguments)
@@ -367,7 +366,7 @@ def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, ca
             kill_self("SIGTERM")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(train_reinforce, "evaluate", interrupted)
+    monkeypatch.setattr(training, "evaluate", interrupted)
     out = tmp_path / "run"
     assert run(out, "--updates", "2") == 143
     printed = capsys.readouterr()
@@ -379,7 +378,7 @@ def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, ca
         assert "stopped; --resume goes on" in printed.out
         assert REINFORCE.load(out / "checkpoint.zip")._n_updates == len(rows(out)) == 2
         assert GPT2.from_pretrained(out / "gpt2")
-        assert train_reinforce.main(["--out", str(out), "--resume"]) == 0
+        assert training.main(["--out", str(out), "--resume"]) == 0
     assert json.loads((out / "summary.json").read_text())["updates"] == 2
 
 
