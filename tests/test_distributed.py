@@ -340,7 +340,7 @@ def test_example_under_torchrun_writes_everything_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("update    2/2") == 1
     assert {
-        "arguments.json", "checkpoint.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
+        "arguments.json", "checkpoint-1.zip", "checkpoint.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
         "summary.json",
     } == {p.name for p in out.iterdir()}  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
