@@ -1,5 +1,6 @@
 """The training of the bundled model: texts, vocabulary, stages, exact resume, report."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -217,20 +218,10 @@ def test_training_loss_is_the_mean_over_the_targets(tiny):
     assert nats / tokens == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_drawn_texts_end_and_stay_in_the_nucleus(tiny):
-    def draw(top_p):
-        return review_training.draw_texts(tiny, 300, top_p, 6, seed=0, precision="fp32")
-
-    drawn = draw(0.8)
-    assert 20 < len(drawn) == len(set(drawn))
-    assert len(draw(1.0)) > len(drawn)
-    for text in drawn:
-        ids = torch.tensor([[11, *text, 11]])
-        assert ids.shape[1] <= 7
-        p = tiny(ids[:, :-1])[0].softmax(-1)
-        for probabilities, token in zip(p, ids[0, 1:], strict=True):
-            likelier = probabilities[probabilities > probabilities[token]].sum()
-            assert likelier < 0.8 + 1e-5
+def test_divided_logits_are_those_of_the_temperature(tiny):
+    model, ids = copy.deepcopy(tiny), torch.tensor([[11, 1, 2, 3]])
+    pretrain.divide_logits(model, 0.8)
+    torch.testing.assert_close(model(ids), tiny(ids) / 0.8)
 
 
 def test_learning_rate_warms_up_stays_and_falls_to_zero():
@@ -279,7 +270,7 @@ def test_smoke_run_learns_and_reports(whole):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
     work, report = whole
-    for stop_at in (15, 30):  # within a stage, and just where the own texts are drawn
+    for stop_at in (15, 20):  # within a stage, and between the two
         _smoke(tmp_path, "--seed=3", f"--stop-at={stop_at}")
         assert not (tmp_path / "report.json").exists()
     resumed = _smoke(tmp_path, "--seed=3")
@@ -316,6 +307,6 @@ def test_help_explains_every_option():
     text = subprocess.run(
         [sys.executable, FOLDER / "pretrain.py", "--help"], capture_output=True, text=True
     ).stdout
-    for name in ("--data", "--own-texts", "--top-p", "--larger"):
+    for name in ("--data", "--temperature", "--larger"):
         assert name in text
     assert "held-out reviews" in text

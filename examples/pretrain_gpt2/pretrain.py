@@ -1,7 +1,7 @@
 """Trains the bundled GPT-2, `GPT2.from_pretrained("reviews")`, on sentences of film reviews.
 
 From the Large Movie Review Dataset (Maas et al. 2011) to the shipped files: clean sentences, a
-vocabulary of whole words that can still encode any text, three stages of training, and a report on
+vocabulary of whole words that can still encode any text, two stages of training, and a report on
 held-out reviews. An interrupted run continues where it stopped when the same command is given
 again, with the very numbers it would have had.
 """
@@ -25,9 +25,8 @@ from review_texts import (
     made_up_reviews,
     passages,
     read_reviews,
-    shared_runs,
 )
-from review_training import Stage, draw_texts, run_stages
+from review_training import Stage, run_stages
 from review_vocabulary import (
     choose_vocabulary,
     count_tokens,
@@ -37,7 +36,7 @@ from review_vocabulary import (
 )
 
 from agents.gpt2 import GPT2, GPT2Config
-from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
+from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary
 
 log = logging.getLogger("pretrain_gpt2")
 
@@ -47,12 +46,12 @@ class TrainingTexts(NamedTuple):
 
     vocabulary: Vocabulary
     known: set[int]  # the GPT-2 tokens that are written; the rest only completes the vocabulary
-    broad: Corpus
-    plain: Corpus
+    broad: Corpus  # for the first stage
+    plain: Corpus  # for the last
 
 
 def prepare(reviews: Sequence[str], args: Args) -> TrainingTexts:
-    """The vocabulary, and the corpora of the first two stages."""
+    """The vocabulary, and the corpora of the two stages."""
     sentences = clean_sentences(reviews)
     gpt2_ids = encode_gpt2(sentences)
     parts = list(dict.fromkeys(c for s in sentences for c in clauses(s)))
@@ -90,18 +89,14 @@ def prepare(reviews: Sequence[str], args: Args) -> TrainingTexts:
     return TrainingTexts(vocabulary, known, broad, plain)
 
 
-def own_corpus(model: GPT2, texts: TrainingTexts, reviews: Sequence[str], args: Args) -> Corpus:
-    """Texts that the model draws: of whole words, in a nucleus, and none recited."""
-    drawn = draw_texts(
-        model, args.own_texts, args.top_p, args.longest + 2, args.seed, args.precision
-    )
-    ids = [texts.vocabulary.token_ids[list(row)].tolist() for row in drawn]
-    ids = [row for row in ids if len(row) > 2 and plain_length(row, texts.known) == len(row)]
-    written = [gpt2_encoding().decode(row) for row in ids]
-    recited = shared_runs(written, reviews)
-    ids = [row for i, row in enumerate(ids) if i not in recited and written[i][-1] in ".!?"]
-    log.info("own texts: %d drawn, %d recited, %d kept", len(drawn), len(recited), len(ids))
-    return make_corpus(ids, texts.vocabulary, whole=True)
+@torch.no_grad()
+def divide_logits(model: GPT2, temperature: float) -> None:
+    """Changes the model so that a sample of it is one of the old model at `temperature`.
+
+    The head is linear and has no bias, so the last layer norm takes the factor.
+    """
+    model.ln_f.weight.div_(temperature)
+    model.ln_f.bias.div_(temperature)
 
 
 def pretrain(reviews: list[str], args: Args) -> dict[str, Any]:
@@ -132,11 +127,11 @@ def pretrain(reviews: list[str], args: Args) -> dict[str, Any]:
     )
     model = GPT2(config).to(args.device)
     stages = [
-        Stage(args.broad_steps, lambda _: texts.broad),
-        Stage(args.plain_steps, lambda _: texts.plain),
-        Stage(args.own_steps, lambda model: texts.plain + own_corpus(model, texts, reviews, args)),
+        Stage(args.broad_steps, texts.broad),
+        Stage(args.plain_steps, texts.plain),
     ]
     history = run_stages(model, stages, watched[:2000], args)
+    divide_logits(model, args.temperature)
     model.save_pretrained(args.work / "model", dtype=torch.float16)
     return history
 
@@ -157,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {"options": {k: str(v) for k, v in sorted(asdict(args).items())}}
     if not args.evaluate:
         report["training"] = pretrain(train + unsup, args)
-        if report["training"]["step"] < args.broad_steps + args.plain_steps + args.own_steps:
+        if report["training"]["step"] < args.broad_steps + args.plain_steps:
             return report
     # The report is about the numbers as shipped.
     reader = Reader.load(args.evaluate or args.work / "model", args.device)

@@ -18,16 +18,12 @@ class Args:
     """folder with imdb_{train,unsup,test}.jsonl[.xz]; none: Hugging Face's stanfordnlp/imdb"""
     work: Path = Path("runs/pretrain")
     """folder for the checkpoint, the model and the report"""
-    broad_steps: int = 1500
+    broad_steps: int = 1400
     """first stage: beginnings of all clean sentences, as far as their words are known"""
-    plain_steps: int = 1900
-    """second stage: short sentences of known words alone"""
-    own_steps: int = 600
-    """last stage: the same, mixed with texts that the model drew when the stage began"""
-    own_texts: int = 100_000
-    """number of those texts"""
-    top_p: float = 0.95
-    """the nucleus that each of their tokens is in"""
+    plain_steps: int = 800
+    """last stage: short sentences of known words alone"""
+    temperature: float = 0.9
+    """divides the shipped model's logits: below 1, samples come less often from the tail"""
     stop_at: int | None = None
     """end this session at that step; the same command resumes"""
     batch_tokens: int = 3072
@@ -36,7 +32,7 @@ class Args:
     """peak learning rate"""
     warmup: int = 150
     """steps to reach it"""
-    decay: float = 0.6
+    decay: float = 0.36
     """share of all steps in which it falls to 0"""
     weight_decay: float = 0.05
     """of matrices and embeddings"""
@@ -80,7 +76,7 @@ class Args:
     def __post_init__(self) -> None:
         if self.smoke:
             small = {"vocab_size": 768, "n_layer": 1, "n_embd": 32, "batch_tokens": 512}
-            small |= {"broad_steps": 10, "plain_steps": 20, "own_steps": 10, "own_texts": 50}
+            small |= {"broad_steps": 20, "plain_steps": 20}
             small |= {"warmup": 5, "save_every": 10, "report_sentences": 50, "report_samples": 20}
             vars(self).update(small)
         if self.device == "auto":

@@ -1,11 +1,11 @@
-"""Training of the bundled GPT-2 in stages, resumable, the last one on texts that it drew itself."""
+"""Training of the bundled GPT-2 in stages, resumable."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +24,10 @@ log = logging.getLogger("pretrain_gpt2")
 
 
 class Stage(NamedTuple):
-    """A number of steps on a corpus. `corpus` is called with the model when the stage begins."""
+    """A number of steps on a corpus."""
 
     steps: int
-    corpus: Callable[[GPT2], Corpus]
+    corpus: Corpus
 
 
 def training_loss(model: GPT2, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def lr_at(step: int, steps: int, args: Args) -> float:
 class Checkpoint(NamedTuple):
     """A file from which a run goes on as if nothing had happened, and what must not change.
 
-    Everything random in training is drawn from (seed, stage, epoch): step, weights, optimisers'
-    state and the last stage's texts are all there is to keep.
+    Everything random in training is drawn from (seed, stage, epoch): step, weights and optimisers'
+    state are all there is to keep.
     """
 
     path: Path
@@ -120,12 +120,8 @@ def run_stages(
     for number, stage in enumerate(stages):
         last = min(first + stage.steps, args.stop_at or steps)
         if history["step"] < last:
-            # A stage that begins here must begin here again when resumed: its texts are the model's.
-            checkpoint.save(model, optimizers, history)
             seed = args.seed + 1000 * number
-            corpus = stage.corpus(model)
-            log.info("stage %d: %d texts, %d tokens", number, len(corpus.texts), corpus.tokens())
-            chunks = batches_from(corpus, args.batch_tokens, seed, history["step"] - first)
+            chunks = batches_from(stage.corpus, args.batch_tokens, seed, history["step"] - first)
             started = time.perf_counter()
             while history["step"] < last:
                 lr = lr_at(history["step"], steps, args)
@@ -200,32 +196,3 @@ def nats_and_tokens(
         )
         nats, tokens = nats + losses.item(), tokens + int((targets != IGNORED).sum())
     return nats, tokens
-
-
-@torch.no_grad()
-def draw_texts(
-    model: GPT2, n: int, top_p: float, length: int, seed: int, precision: str
-) -> list[tuple[int, ...]]:
-    """At most `n` distinct texts of the model, rows without end-of-text.
-
-    They are drawn at temperature 1. Kept are those that end within `length` tokens, end included,
-    and whose every token is in the nucleus: among the likeliest that together have `top_p`.
-    """
-    end, device = len(model.wte.weight) - 1, model.wte.weight.device
-    generator = torch.Generator(device).manual_seed(seed)
-    kept: dict[tuple[int, ...], None] = {}
-    start = torch.full((256, 1), end, device=device)
-    for _ in range(-(-4 * n // len(start))):
-        with autocast(device, precision):
-            new = model.generate(start, length, end_index=end, generator=generator)
-            inputs = torch.cat([start, new[:, :-1]], 1)
-            p = model(inputs).float().softmax(-1)  # (B, T, V)
-        own = p.gather(-1, new[..., None])
-        likelier = torch.where(p > own, p, 0.0).sum(-1)  # (B, T)
-        before_end = (new == end).cumsum(1) - (new == end).long() == 0  # the end itself included
-        fits = ((likelier < top_p) | ~before_end).all(1) & (new == end).any(1)
-        for row in new[fits].tolist():
-            kept[tuple(row[: row.index(end)])] = None
-        if len(kept) >= n:
-            break
-    return list(kept)[:n]
