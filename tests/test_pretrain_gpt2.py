@@ -261,11 +261,11 @@ def test_smoke_run_learns_and_reports(whole):
     losses = list(report["training"]["validation"].values())
     assert losses[-1] < losses[0] - 0.5
     saved = json.loads((work / "report.json").read_text())
-    assert saved["samples, small"]["texts"] == 20
+    assert saved["texts"]["small"]["texts"] == 20
     within = saved["predictions"]["plain sentences within the vocabulary"]
     assert within["perplexity_per_word"] > 1
     # All sentences of the made-up grammar are of words that its training reviews hold.
-    assert saved["people"]["words_alone"] == 1
+    assert saved["texts"]["people"]["words_alone"] == 1
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
@@ -279,14 +279,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
         assert (work / "model" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
-def test_report_beside_a_larger_model_and_another(whole, tmp_path):
+def test_report_beside_another_model(whole, tmp_path):
     model = f"{whole[0]}/model"
-    options = [f"--evaluate={model}", f"--larger={model}", f"--compare={model}"]
-    report = _smoke(tmp_path, *options)
+    report = _smoke(tmp_path, f"--evaluate={model}", f"--compare={model}")
     assert "training" not in report
     both = report["predictions"]["plain sentences within both vocabularies"]
     assert both["this"] == both["compared"]
-    assert report["people"]["larger_nats_per_token"] > 0
+    assert report["examples"]["compared"] == report["examples"]["reviews"]
+    assert report["texts"]["people"]["read_by_other"]["nats_per_token"] > 0
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
@@ -307,6 +307,6 @@ def test_help_explains_every_option():
     text = subprocess.run(
         [sys.executable, FOLDER / "pretrain.py", "--help"], capture_output=True, text=True
     ).stdout
-    for name in ("--data", "--temperature", "--larger"):
+    for name in ("--data", "--temperature", "--compare"):
         assert name in text
     assert "held-out reviews" in text

@@ -22,7 +22,7 @@ class Args:
     """first stage: beginnings of all clean sentences, as far as their words are known"""
     plain_steps: int = 800
     """last stage: short sentences of known words alone"""
-    temperature: float = 0.9
+    temperature: float = 0.95
     """divides the shipped model's logits: below 1, samples come less often from the tail"""
     stop_at: int | None = None
     """end this session at that step; the same command resumes"""
@@ -61,9 +61,7 @@ class Args:
     evaluate: str | None = None
     """only report: on a model's folder, or "reviews" """
     compare: Path | None = None
-    """folder of another GPT-2 with a vocabulary, for the report"""
-    larger: Path | None = None
-    """folder of an independent GPT-2 that reads the samples, for the report"""
+    """folder of another GPT-2: it predicts the same sentences, and reads the samples"""
     report_sentences: int = 3000
     """held-out sentences to read at most"""
     report_samples: int = 2000

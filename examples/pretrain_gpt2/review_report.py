@@ -1,7 +1,7 @@
 """How well the bundled GPT-2 writes and predicts, on reviews that no training text comes from.
 
 Its samples stand beside held-out sentences by people in every figure that both have: words, runs
-shared with the training reviews, sentiment, perplexity under another, larger model.
+shared with the training reviews, sentiment, perplexity under another model.
 """
 
 from __future__ import annotations
@@ -106,36 +106,54 @@ def like_lengths(lengths: Iterable[int], sentences: Sequence[str], seed: int) ->
     return [by_length[n].pop() for n in lengths if by_length[n]]
 
 
-class Yardstick(NamedTuple):
-    """What texts are measured with, whoever wrote them."""
+class Texts(NamedTuple):
+    """Texts to measure, and the tokens of each, end included, where a model wrote them."""
 
-    reviews: Sequence[str]
-    words: set[str]
-    larger: Reader | None
+    texts: list[str]
+    lengths: np.ndarray | None = None
 
-    def measure(self, texts: Sequence[str], lengths: np.ndarray | None = None) -> dict[str, Any]:
-        """Figures of the texts, and of their ends where `lengths` tells of them."""
-        shared = shared_runs(texts, self.reviews)
-        sentiment = np.asarray(load_sentiment_model("bundled")(texts), np.float64)
-        found = {
+
+def measure(
+    groups: dict[str, Texts], reviews: Iterable[str], words: set[str], other: Reader | None
+) -> dict[str, Any]:
+    """The same figures of each group of texts.
+
+    Args:
+        groups: the texts, by the name of their authors.
+        reviews: the training reviews, with which texts may share runs of words.
+        words: all that counts as a word.
+        other: an independent model that reads the texts.
+    """
+    everything = [text for group in groups.values() for text in group.texts]
+    shared = shared_runs(everything, reviews)  # in one pass over the reviews
+    runs = [shared.get(i, 0) for i in range(len(everything))]
+    judge, found = load_sentiment_model("bundled"), {}
+    for name, (texts, lengths) in groups.items():
+        own_runs, runs = runs[: len(texts)], runs[len(texts) :]
+        sentiment = np.asarray(judge(texts), np.float64)
+        counts = np.array([len(text.split()) for text in texts])
+        found[name] = {
             "texts": len(texts),
-            "words_alone": of_words_alone(texts, self.words),
+            "words_alone": of_words_alone(texts, words),
             "distinct": len(set(texts)) / len(texts),
             "distinct_words": len({w for t in texts for w in WORD.findall(t.lower())}),
-            "mean_words": float(np.mean([len(text.split()) for text in texts])),
-            "have_8_words": float(np.mean([len(text.split()) >= 8 for text in texts])),
-            "share_8_words": len(shared) / len(texts),
-            "longest_shared_runs": sorted(shared.values())[:-6:-1],
+            "mean_words": float(counts.mean()),
+            "have_8_words": float((counts >= 8).mean()),
+            "share_8_words": float(np.mean([run > 0 for run in own_runs])),
+            "longest_shared_runs": sorted(own_runs)[:-6:-1],
             "sentiment_mean": float(sentiment.mean()),
             "sentiment_above_half": float((sentiment > 0.5).mean()),
             "sentiment_below_minus_half": float((sentiment < -0.5).mean()),
         }
         if lengths is not None:
-            found |= {"ended": float((lengths <= 20).mean()), "mean_tokens": float(lengths.mean())}
+            found[name] |= {
+                "ended": float((lengths <= 20).mean()),
+                "mean_tokens": float(lengths.mean()),
+            }
             texts = [text for text, n in zip(texts, lengths.tolist(), strict=True) if n <= 20]
-        if self.larger is not None and texts:
-            found["larger_nats_per_token"] = self.larger.perplexities(texts)["nats_per_token"]
-        return found
+        if other is not None and texts:
+            found[name]["read_by_other"] = other.perplexities(texts)
+    return found
 
 
 def held_out_sentences(reviews: Iterable[str], test: Iterable[str], seed: int) -> list[str]:
@@ -203,31 +221,32 @@ def make_report(
     gpt2_ids = encode_gpt2(held_out)
     report: dict[str, Any] = {"predictions": predictions(reader, held_out, gpt2_ids, args)}
 
-    larger = Reader.load(args.larger, args.device) if args.larger else None
-    yardstick = Yardstick(reviews, frequent_words(train), larger)
+    other = Reader.load(args.compare, args.device) if args.compare else None
     readers = {"reviews": reader}
     small = Vocabulary.load("small")
     if set(reader.vocabulary.token_ids.tolist()).issuperset(small.token_ids.tolist()):
         readers["small"] = reader.restrict(small)
-    for name, one in readers.items():
-        texts, lengths = one.samples(args.report_samples, args.seed)
-        report[f"samples, {name}"] = yardstick.measure(texts, lengths) | {"first": texts[:40]}
-        if name == "reviews":
-            wanted = lengths[lengths <= 20] - 1  # without the end
-    plain = [s for s, ids in zip(held_out, gpt2_ids, strict=True) if plain_length(ids) == len(ids)]
-    people = {
-        "people": held_out[: args.report_samples],
-        "people, plain sentences of like length": like_lengths(wanted.tolist(), plain, args.seed),
-        "people, sentences of like length": like_lengths(wanted.tolist(), held_out, args.seed),
+    if other is not None:
+        readers["compared"] = other
+    groups = {
+        name: Texts(*one.samples(args.report_samples, args.seed)) for name, one in readers.items()
     }
-    if larger is not None:
-        known = set(larger.vocabulary.token_ids.tolist())
-        within = [
-            s for s, ids in zip(plain, encode_gpt2(plain), strict=True) if known.issuperset(ids)
-        ]
-        people["people, plain sentences of like length within the larger model's vocabulary"] = (
-            like_lengths(wanted.tolist(), within, args.seed)
-        )
-    report |= {name: yardstick.measure(texts) for name, texts in people.items() if texts}
+    lengths = groups["reviews"].lengths
+    assert lengths is not None
+    wanted = (lengths[lengths <= 20] - 1).tolist()  # without the end
+    plain = [s for s, ids in zip(held_out, gpt2_ids, strict=True) if plain_length(ids) == len(ids)]
+    known = set(reader.vocabulary.token_ids.tolist())
+    inside = [s for s, ids in zip(held_out, gpt2_ids, strict=True) if known.issuperset(ids)]
+    groups |= {
+        "people": Texts(held_out[: args.report_samples]),
+        "people, like lengths": Texts(like_lengths(wanted, held_out, args.seed)),
+        "people, like lengths, plain": Texts(like_lengths(wanted, plain, args.seed)),
+        "people, like lengths, within the vocabulary": Texts(
+            like_lengths(wanted, inside, args.seed)
+        ),
+    }
+    groups = {name: group for name, group in groups.items() if group.texts}
+    report["texts"] = measure(groups, reviews, frequent_words(train), other)
+    report["examples"] = {name: groups[name].texts[:40] for name in readers}
     report["prompted"] = {prompt: reader.samples(4, args.seed, prompt)[0] for prompt in PROMPTS}
     return report
