@@ -1,6 +1,8 @@
-"""The training script of the bundled model: texts, vocabulary, exact resume, report."""
+"""The training of the bundled model: texts, vocabulary, stages, exact resume, report."""
 
+import copy
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,11 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from agents.gpt2 import GPT2, GPT2Config
 from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-import pretrain_gpt2
-import review_texts
+FOLDER = Path(__file__).parent.parent / "examples" / "pretrain_gpt2"
+sys.path.insert(0, str(FOLDER))
+import pretrain  # noqa: E402
+import review_batches  # noqa: E402
+import review_report  # noqa: E402
+import review_texts  # noqa: E402
+import review_training  # noqa: E402
+import review_vocabulary  # noqa: E402
+
+
+def _gpt2_ids(text):
+    return gpt2_encoding().encode_ordinary(text)
 
 
 @pytest.mark.parametrize(
@@ -30,15 +42,55 @@ def test_clean_sentences(review, sentences):
     assert review_texts.clean_sentences([review, review]) == sentences
 
 
+@pytest.mark.parametrize(
+    ("sentence", "clauses"),
+    [
+        (
+            "The plot is really thin, but the actors are all good.",
+            ["The plot is really thin.", "The actors are all good."],
+        ),
+        (
+            "It was very long because nobody had cut it.",
+            ["It was very long.", "Nobody had cut it."],
+        ),
+        ("If you like it, the rest is easy; it gets better.", []),  # "If you like it." is no whole
+        ("The cast, and everything about the end!", []),  # without a verb
+        ("I really liked the story, and laughed about it.", ["I really liked the story."]),
+        ("Is it a good film, or is it not?", []),
+        ("The acting was good.", []),
+    ],
+)
+def test_clauses_stand_alone(sentence, clauses):
+    assert review_texts.clauses(sentence) == clauses
+
+
+def test_passages_are_consecutive_clean_sentences():
+    review = "It is good. I liked it. See www.example.com today.<br />It ends well. It is fun."
+    assert review_texts.passages([review]) == [
+        "It is good. I liked it.",
+        "It ends well. It is fun.",
+    ]
+
+
 def test_as_small_is_written_with_the_small_vocabulary():
     text = review_texts.as_small("The acting is good, and I loved the story!")
     assert text == " the acting is good, and I loved the story!"
     assert Vocabulary.load("small").decode(Vocabulary.load("small").encode(text)) == text
 
 
+def test_shared_runs_are_found_whatever_their_case():
+    reviews = ["One two three four five<br />six seven eight nine ten. Eleven."]
+    samples = [
+        "So Two three four five six seven eight nine ten. What",
+        "one two three four",
+        "a " * 9,
+    ]
+    assert review_texts.shared_runs(samples, reviews) == {0: 9}
+
+
 def test_gpt2_merges_are_the_bytes_of_their_parts():
     vocabulary = Vocabulary.load("gpt2")
-    merges = review_texts.gpt2_merges()
+    merges = review_vocabulary.gpt2_merges()
     assert len(merges) == END_OF_TEXT_ID
     assert merges[:256] == [None] * 256
     for token in (256, 5000, 50255):
@@ -50,87 +102,191 @@ def test_gpt2_merges_are_the_bytes_of_their_parts():
 
 
 def test_chosen_vocabulary_keeps_the_frequent_and_what_they_are_merged_from():
-    ids = gpt2_encoding().encode_ordinary(" wonderful acting acting")
+    ids = _gpt2_ids(" wonderful acting acting")
     counts = np.bincount(ids, minlength=END_OF_TEXT_ID + 1)
     small = Vocabulary.load("small").token_ids.tolist()[:-1]
-    chosen = review_texts.choose_vocabulary(counts, 600, small)
+    chosen = review_vocabulary.choose_vocabulary(counts, 600, small)
     kept = set(chosen.token_ids.tolist())
     assert len(chosen) == 600
     assert kept >= {*range(256), *small, *ids, END_OF_TEXT_ID}
-    merges = review_texts.gpt2_merges()
+    merges = review_vocabulary.gpt2_merges()
     assert all(kept.issuperset(merges[t]) for t in kept - {END_OF_TEXT_ID} if merges[t])
     with pytest.raises(ValueError, match="too small"):
-        review_texts.choose_vocabulary(counts, 300, small)
+        review_vocabulary.choose_vocabulary(counts, 300, small)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("I didn't like it, sadly.", "I didn't like it, sadly."),
+        (" it was good!", " it was good!"),
+        ("A well-made film.", "A well"),  # a hyphen is no plain sign
+        ("It lacks cinematography.", "It lacks"),  # " cin" is a token, but not the whole word
+        ("the end.", ""),  # neither a capital nor a space before it
+        ('He said "no".', "He said"),
+    ],
+)
+def test_plain_length_ends_before_the_first_part_of_a_word(text, plain):
+    ids = _gpt2_ids(text)
+    assert gpt2_encoding().decode(ids[: review_vocabulary.plain_length(ids)]) == plain
+
+
+def test_plain_length_ends_before_an_unknown_word():
+    ids = _gpt2_ids("The film is good.")
+    assert review_vocabulary.plain_length(ids, set(ids)) == 5
+    assert review_vocabulary.plain_length(ids, set(ids) - {ids[3]}) == 3
+
+
+def test_known_words_are_frequent_in_sentences_of_known_words_alone():
+    texts = ["The film is good."] * 3 + ["The film is bizarre."] * 2
+    ids = [_gpt2_ids(text) for text in texts]
+    known = review_batches.known_words(ids, Vocabulary(sorted({i for t in ids for i in t})), 3)
+    assert known == set(ids[0])
+    # "bizarre" is too rare; without its two sentences "film" is.
+    assert not review_batches.known_words(ids, Vocabulary(sorted({i for t in ids for i in t})), 4)
+
+
+def test_sentences_for_small_come_more_often_the_nearer_they_are_to_it():
+    vocabulary = Vocabulary.load("gpt2")
+    known = set(range(END_OF_TEXT_ID))
+    texts = ["The movie is great.", "The purple movie is great.", "Purple giraffes eat apples."]
+    corpus = review_batches.small_corpus(texts, known, vocabulary)
+    assert [vocabulary.decode(text) for text in corpus.texts] == [
+        " the movie is great.",
+        " the purple movie is great.",
+    ]
+    assert corpus.repeats.tolist() == [4, 3]
+
+
+def _corpus(texts, repeats):
+    return review_batches.Corpus(texts, repeats, np.ones(len(texts), bool))
 
 
 def test_batches_hold_every_text_as_often_as_it_repeats_within_the_budget():
     rng = np.random.default_rng(0)
     texts = [np.zeros(n, np.int32) for n in rng.integers(1, 60, 3000)]
-    corpus = review_texts.Corpus(texts, rng.integers(1, 4, 3000))
-    chunks = review_texts.batches(corpus, 1024, seed=1, epoch=0)
+    corpus = _corpus(texts, rng.integers(1, 4, 3000))
+    chunks = review_batches.batches(corpus, 1024, seed=1, epoch=0)
     sizes = [len(chunk) * max(len(texts[i]) + 1 for i in chunk) for chunk in chunks]
     assert max(sizes) <= 1024
     assert np.array_equal(np.bincount(np.concatenate(chunks)), corpus.repeats)
     assert sum(len(texts[i]) + 1 for c in chunks for i in c) > 0.9 * sum(sizes)  # little padding
-    again, other = (review_texts.batches(corpus, 1024, 1, epoch) for epoch in (0, 1))
+    again, other = (review_batches.batches(corpus, 1024, 1, epoch) for epoch in (0, 1))
     assert all(map(np.array_equal, chunks, again))
     assert not np.array_equal(np.concatenate(chunks), np.concatenate(other))
 
 
-def test_texts_begin_and_end_with_end_of_text():
-    inputs, targets = review_texts.collate([np.array([1, 2, 3]), np.array([4])], end=9)
+def test_batches_go_on_from_any_step():
+    texts = [np.full(1, i) for i in range(20)]
+    corpus = _corpus(texts, np.ones(20, int))
+    stream = review_batches.batches_from(corpus, 8, 0, 0)
+    five = [next(stream)[0] for _ in range(9)]
+    later = review_batches.batches_from(corpus, 8, 0, 7)
+    assert five[7:] == [next(later)[0] for _ in range(2)]
+
+
+def test_texts_begin_and_end_with_end_of_text_unless_they_go_on():
+    texts = [np.array([1, 2, 3]), np.array([4])]
+    inputs, targets = review_batches.collate(texts, end=9)
     assert inputs.tolist() == [[9, 1, 2, 3], [9, 4, 9, 9]]
     assert targets.tolist() == [[1, 2, 3, 9], [4, 9, -100, -100]]
-    inputs, targets = review_texts.collate([np.array([1])], end=9, rows=2)
+    _, targets = review_batches.collate(texts, end=9, whole=np.array([False, True]))
+    assert targets.tolist() == [[1, 2, 3, -100], [4, 9, -100, -100]]
+    inputs, targets = review_batches.collate([np.array([1])], end=9, rows=2)
     assert inputs.tolist() == [[9, 1], [9, 9]]
     assert targets.tolist() == [[1, 9], [-100, -100]]
 
 
-def test_linear_cross_entropy_equals_torch():
+@pytest.fixture(scope="module")
+def tiny():
     torch.manual_seed(0)
-    hidden = torch.randn(140, 8, requires_grad=True)
-    weight = torch.randn(50, 8, requires_grad=True)
-    targets = torch.randint(0, 50, (140,))
-    loss = pretrain_gpt2.LinearCrossEntropy.apply(hidden, weight, targets, 96)
-    wanted = F.cross_entropy(hidden @ weight.t(), targets)
+    gpt2 = GPT2(GPT2Config(vocab_size=12, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    with torch.no_grad():
+        gpt2.wte.weight.mul_(8)  # so that some tokens are likelier than others
+        gpt2.wte.weight[-1] = 0  # the end would follow the start
+    return gpt2
+
+
+def test_training_loss_is_the_mean_over_the_targets(tiny):
+    texts = [np.array([1, 2, 3]), np.array([4])]
+    inputs, targets = review_batches.collate(texts, end=11)
+    loss = review_training.training_loss(tiny, inputs, targets)
+    wanted = F.cross_entropy(tiny(inputs).flatten(0, 1), targets.flatten(), ignore_index=-100)
     torch.testing.assert_close(loss, wanted)
-    torch.testing.assert_close(
-        torch.autograd.grad(3 * loss, (hidden, weight)),
-        torch.autograd.grad(3 * wanted, (hidden, weight)),
-    )
+    nats, tokens = review_training.nats_and_tokens(tiny, texts)
+    assert tokens == 6
+    assert nats / tokens == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_recitation_finds_shared_runs_of_words():
-    reviews = ["One two three four five<br />six seven eight nine ten. Eleven."]
-    samples = [
-        "So Two three four five six seven eight nine ten. What",
-        "one two three four",
-        "a " * 9,
-    ]
-    found = pretrain_gpt2.recitation(samples, reviews)
-    assert found["share_sharing_8_words"] == pytest.approx(1 / 3)
-    assert found["share_with_8_words"] == pytest.approx(2 / 3)
-    assert found["longest_shared_runs"] == [9]
+def test_divided_logits_are_those_of_the_temperature(tiny):
+    model, ids = copy.deepcopy(tiny), torch.tensor([[11, 1, 2, 3]])
+    pretrain.divide_logits(model, 0.8)
+    torch.testing.assert_close(model(ids), tiny(ids) / 0.8)
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_zero():
+    args = pretrain.Args(lr=1.0, warmup=4, decay=0.5)
+    rates = [review_training.lr_at(step, 20, args) for step in range(20)]
+    assert rates[:10] == [0.25, 0.5, 0.75, *[1.0] * 7]
+    assert rates[10:] == pytest.approx(np.arange(10, 0, -1) / 10)
+
+
+def test_a_text_is_of_words_alone_if_people_write_each_of_them():
+    words = review_report.frequent_words(["The film's<br />good. The end."] * 4 + ["Film's it"])
+    assert words == {"the", "film's"}
+    words = review_report.frequent_words(["The film's<br />good. The end."] * 5)
+    assert words == {"the", "film's", "good", "end"}
+    texts = ["The end, the film's good!", "theThe end", "The good10 end", "..."]
+    assert review_report.of_words_alone(texts, words) == 0.25
+
+
+def test_sentences_of_like_length_have_those_lengths_and_are_used_once():
+    sentences = ["It is good.", "It is bad.", "The film is good."]
+    found = review_report.like_lengths([4, 4, 4, 5, 9], sentences, seed=0)
+    assert sorted(found) == sorted(sentences)
 
 
 def _smoke(work, *options):
-    return pretrain_gpt2.main(["--smoke", "--quiet", "--device=cpu", f"--work={work}", *options])
+    return pretrain.main(["--smoke", "--quiet", "--device=cpu", f"--work={work}", *options])
 
 
-def test_smoke_run_reports_and_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    report = _smoke(tmp_path / "whole", "--seed=3")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    work = tmp_path_factory.mktemp("whole")
+    return work, _smoke(work, "--seed=3")
+
+
+def test_smoke_run_learns_and_reports(whole):
+    work, report = whole
     losses = list(report["training"]["validation"].values())
     assert losses[-1] < losses[0] - 0.5
-    assert report["within_vocabulary"]["perplexity_per_word"] > 1
-    assert json.loads((tmp_path / "whole" / "report.json").read_text())["samples_small"]
+    saved = json.loads((work / "report.json").read_text())
+    assert saved["texts"]["small"]["texts"] == 20
+    within = saved["predictions"]["plain sentences within the vocabulary"]
+    assert within["perplexity_per_word"] > 1
+    # All sentences of the made-up grammar are of words that its training reviews hold.
+    assert saved["texts"]["people"]["words_alone"] == 1
 
-    _smoke(tmp_path / "parts", "--seed=3", "--stop-at=15")
-    assert not (tmp_path / "parts" / "report.json").exists()
-    resumed = _smoke(tmp_path / "parts", "--seed=3")
+
+def test_a_resumed_run_equals_an_uninterrupted_one(whole, tmp_path):
+    work, report = whole
+    for stop_at in (15, 20):  # within a stage, and between the two
+        _smoke(tmp_path, "--seed=3", f"--stop-at={stop_at}")
+        assert not (tmp_path / "report.json").exists()
+    resumed = _smoke(tmp_path, "--seed=3")
     assert resumed["training"]["tokens"] == report["training"]["tokens"]
-    whole, parts = (tmp_path / part / "model" for part in ("whole", "parts"))
-    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
-    assert (whole / "config.json").read_bytes() == (parts / "config.json").read_bytes()
+    for name in ("model.safetensors", "config.json"):
+        assert (work / "model" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_report_beside_another_model(whole, tmp_path):
+    model = f"{whole[0]}/model"
+    report = _smoke(tmp_path, f"--evaluate={model}", f"--compare={model}")
+    assert "training" not in report
+    both = report["predictions"]["plain sentences within both vocabularies"]
+    assert both["this"] == both["compared"]
+    assert report["examples"]["compared"] == report["examples"]["reviews"]
+    assert report["texts"]["people"]["read_by_other"]["nats_per_token"] > 0
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
@@ -141,7 +297,16 @@ def test_another_runs_checkpoint_is_refused(tmp_path):
 
 def test_missing_data_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"holds no imdb_train\.jsonl"):
-        pretrain_gpt2.main([f"--data={tmp_path}", f"--work={tmp_path}"])
+        pretrain.main([f"--data={tmp_path}", f"--work={tmp_path}"])
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(SystemExit, match="pip install datasets"):
-        pretrain_gpt2.main([f"--work={tmp_path}"])
+        pretrain.main([f"--work={tmp_path}"])
+
+
+def test_help_explains_every_option():
+    text = subprocess.run(
+        [sys.executable, FOLDER / "pretrain.py", "--help"], capture_output=True, text=True
+    ).stdout
+    for name in ("--data", "--temperature", "--compare"):
+        assert name in text
+    assert "held-out reviews" in text

@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.gpt2 import GPT2
+from text_sentiment_env import load_sentiment_model
 from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
 
 FOLDER = Path(str(resources.files("agents"))) / "data" / "reviews"
@@ -52,7 +54,7 @@ def _nats(model, ids):
 def test_files_are_small_and_no_pickle():
     files = {file.name: file.stat().st_size for file in FOLDER.iterdir()}
     assert set(files) == {"config.json", "model.safetensors"}
-    assert sum(files.values()) <= 16_000_000
+    assert sum(files.values()) <= 12_000_000
     header = int.from_bytes((FOLDER / "model.safetensors").read_bytes()[:8], "little")
     names = json.loads((FOLDER / "model.safetensors").read_bytes()[8 : 8 + header])
     assert {tensor["dtype"] for name, tensor in names.items() if name[0] != "_"} == {"F16"}
@@ -136,18 +138,47 @@ def test_equals_transformers_in_logits_gradients_and_greedy_text(gpt2, reviews):
     assert reviews.decode(greedy.tolist()) == reviews.decode(their_greedy.tolist())
 
 
-@pytest.mark.parametrize("name", ["reviews", "small"])
-def test_texts_end(gpt2, name):
-    vocabulary = Vocabulary.load(name)
+@pytest.fixture(scope="module", params=["reviews", "small"])
+def samples(request, gpt2):
+    """Texts of 20 tokens at most at temperature 1, and whether each ended."""
+    vocabulary = Vocabulary.load(request.param)
     model = gpt2.restrict(vocabulary.token_ids.tolist())
-    start = torch.full((256, 1), vocabulary.end_index)
-    new = model.generate(start, 30, generator=torch.Generator().manual_seed(0))
-    ended = (new == vocabulary.end_index).any(1)
-    assert ended.float().mean() > 0.6
-    texts = [vocabulary.decode(row) for row in new.tolist()]
-    assert len(set(texts)) > 200
-    finished = [text for text, end in zip(texts, ended.tolist(), strict=True) if end]
-    assert np.mean([text.endswith((".", "!", "?", '"')) for text in finished]) > 0.9
+    start = torch.full((512, 1), vocabulary.end_index)
+    new = model.generate(start, 20, generator=torch.Generator().manual_seed(0))
+    ended = (new == vocabulary.end_index).any(1).tolist()
+    return request.param, [vocabulary.decode(row) for row in new.tolist()], ended
+
+
+def test_texts_end(samples):
+    _, texts, ended = samples
+    assert np.mean(ended) > 0.9
+    assert len(set(texts)) > 400
+    finished = [text for text, end in zip(texts, ended, strict=True) if end]
+    assert np.mean([text.endswith((".", "!", "?", '"')) for text in finished]) > 0.95
+
+
+def test_texts_are_of_whole_words(samples):
+    # Joined or garbled words are what a small model's rare tokens make: "theBoth", "breakg".
+    _, texts, _ = samples
+    word = re.compile(r" ?[A-Za-z]+|[A-Z][a-z]*|'(?:s|t|re|ve|ll|d|m)|[ ]?[$]?[0-9]+|[,.;:!?%]")
+    token_bytes = Vocabulary.load("gpt2").token_bytes
+
+    def whole(text):
+        tokens = [token_bytes[i].decode() for i in gpt2_encoding().encode_ordinary(text)]
+        joined = any(token[0].isalnum() for token in tokens[1:])  # no space before it
+        return not joined and all(word.fullmatch(token) for token in tokens)
+
+    assert np.mean([whole(text) for text in texts]) > 0.95
+    assert not whole("It is theBoth films.")
+    assert not whole("So brings me to a breakg of this video.")
+
+
+def test_texts_praise_and_criticise(samples):
+    name, texts, _ = samples
+    sentiment = load_sentiment_model("bundled")(texts)
+    assert abs(np.mean(sentiment)) < (0.2 if name == "reviews" else 0.35)
+    assert np.mean(sentiment > 0.5) > 0.25
+    assert np.mean(sentiment < -0.5) > 0.25
 
 
 def test_continues_a_prompt(gpt2, reviews):
