@@ -246,7 +246,7 @@ def check_vocabularies(names, printed):
 
 
 def check_start_models(names, printed):
-    assert printed.startswith("torch.Size([1, 1, 8192])\n")
+    assert printed.startswith("torch.Size([1, 1, 5120])\n")
     assert Path("my-gpt2/config.json").is_file()
 
 
