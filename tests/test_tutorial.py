@@ -53,7 +53,9 @@ def execute(folder):
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
     )
-    client.execute(env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": quiet})
+    backend = "module://matplotlib_inline.backend_inline"
+    variables = {"PYTHONPATH": path, "PYTHONWARNINGS": quiet, "MPLBACKEND": backend}
+    client.execute(env={**os.environ, **variables})
     return notebook
 
 
