@@ -2,7 +2,8 @@
 
 Each process, a rank, writes and reads its own rows of the batch, `shard(B)`. Texts and rewards are
 gathered, so that every rank computes the same advantages, metrics and decisions from the whole batch.
-DistributedDataParallel or FSDP2 averages the gradients.
+DistributedDataParallel or FSDP2 averages the gradients. FSDP2's modules are imported where several
+processes use them: they take longer to import than the rest of the package.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ import torch
 import torch.distributed as dist
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 PARALLEL = ("ddp", "fsdp")
@@ -168,6 +167,8 @@ def parallelize_fsdp(
     """
     if world_size() == 1:
         return
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     names = {parameter: name for name, parameter in model.named_parameters()}
     for block in blocks:
         fully_shard(block)
@@ -188,6 +189,11 @@ def no_sync(function: Callable[..., Any], more: bool) -> AbstractContextManager[
 @contextmanager
 def summon_full_params(root: nn.Module) -> Iterator[None]:
     """Keeps a whole model on every rank, so that each can use it by itself, without gradients."""
+    if world_size() == 1:
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
     parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -205,6 +211,10 @@ def summon_full_params(root: nn.Module) -> Iterator[None]:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that FSDP2 may have split up; every rank must call this."""
+    if world_size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -220,6 +230,10 @@ def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
     """A rank's part of a whole tensor: all of it, unless FSDP2 has split up its namesake `like`."""
+    if world_size() == 1:
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     # Every rank holds the whole tensor: with src_data_rank=None nothing is sent.
