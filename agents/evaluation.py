@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy
 from agents.rollout import collect
@@ -23,6 +24,8 @@ def evaluate(
     n_episodes: int = 256,
     seed: int = 0,
     judges: Mapping[str, SentimentModel] | None = None,
+    frontier: Frontier | None = None,
+    kl_coef: float = 0.0,
 ) -> dict[str, Any]:
     """Writes fresh texts and measures them; the caller's random numbers are left as they were.
 
@@ -33,20 +36,25 @@ def evaluate(
         n_episodes: texts to write.
         seed: of the environment's rows and torch's generator.
         judges: other sentiment models by name; what training didn't see tells whether it was hacked.
+        frontier: of the start model's texts in the same environment, to compare with.
+        kl_coef: the β that the policy was trained with.
 
     Returns:
         Means over the texts: `reward`, with `reward_standard_error`; every number of the last step's
         info (`sentiment`, `length`, `length_penalty`…); `end_rate`, the share of texts ended by
         `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text);
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
-        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. And
-        `samples`: `text`, `prompt`, `reward` and `sentiment` of every text.
+        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`; with
+        `frontier`, the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
+        `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`: `text`,
+        `reward`, `sentiment` and `kl` of every text.
     """
     policy.set_training_mode(False)
     rewards: list[float] = []
     infos: list[dict[str, Any]] = []
     generated: list[list[int]] = []
-    sums = {"entropy": 0.0, "kl": 0.0, "reference": 0.0}
+    kls: list[float] = []
+    sums = {"entropy": 0.0, "reference": 0.0}
     devices = [policy.device] if policy.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
@@ -62,7 +70,9 @@ def evaluate(
             p = now.exp()
             sums["entropy"] -= (p * now).sum().item()
             # Over all next tokens, not only the one drawn: the same mean, less noise, never below 0.
-            sums["kl"] += (p * (now - start)).sum().item()
+            kl = (p * (now - start)).sum(-1)  # (N,)
+            padded = torch.zeros(mask.shape, dtype=kl.dtype, device=kl.device)
+            kls += padded.masked_scatter(mask, kl).sum(1).tolist()
             sums["reference"] += start.gather(1, texts[mask][:, None]).sum().item()
             rewards += batch.rewards[keep].sum(1).tolist()
             infos += batch.infos[keep]
@@ -76,7 +86,7 @@ def evaluate(
         "reward_standard_error": float(np.std(rewards, ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
         "end_rate": float(np.mean([tokens[-1] == end for tokens in generated])),
         "entropy": sums["entropy"] / tokens,
-        "kl": sums["kl"] / n,
+        "kl": float(np.mean(kls)),
         "perplexity": math.exp(-sums["reference"] / tokens),
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
@@ -87,9 +97,14 @@ def evaluate(
             result[name] = float(np.mean([info[name] for info in infos]))
     for name, judge in (judges or {}).items():
         result[name] = float(np.mean(np.asarray(judge([info["text"] for info in infos]))))
+    if frontier is not None:
+        result["win_rate"] = frontier.win_rate(rewards).value
+        if kl_coef:
+            gap = frontier.gap(rewards, kls, kl_coef)
+            result["gap"], result["gap_standard_error"] = gap
     result["samples"] = [
-        {"text": info["text"], "reward": reward, "sentiment": info["sentiment"]}
-        for info, reward in zip(infos, rewards, strict=True)
+        {"text": info["text"], "reward": reward, "sentiment": info["sentiment"], "kl": kl}
+        for info, reward, kl in zip(infos, rewards, kls, strict=True)
     ]
     return result
 
