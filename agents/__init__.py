@@ -4,7 +4,7 @@ from agents.embedding import TokenEmbedding
 from agents.gpt2 import GPT2, GPT2Config, KVCache
 from agents.policy import GPT2Policy
 from agents.reinforce import REINFORCE
-from agents.vec_env import SB3VecEnv
+from agents.sb3_vec_env import SB3VecEnv
 
 __all__ = [
     "GPT2",

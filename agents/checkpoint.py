@@ -1,72 +1,83 @@
-"""Checkpoints as JSON and safetensors in one zip file: loading one runs no pickled code."""
+"""The checkpoint format: JSON and safetensors in one zip file. Loading one runs no pickled code."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import math
 import os
 import random
+import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
-from gymnasium import spaces
-from gymnasium.vector import VectorEnv
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
-from agents.gpt2 import GPT2, GPT2Config
-from agents.policy import GPT2Policy
-
-if TYPE_CHECKING:
-    from agents.reinforce import REINFORCE
+from agents.atomic import atomic_write
 
 FORMAT = "text-sentiment-env/1"
+GROUPS = ("policy", "optimizer", "reference", "baseline")  # of tensors
 Target = str | os.PathLike[str] | io.BufferedIOBase
 
 
-def write(target: Target, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-    """Writes JSON-able `data` and groups of named tensors.
+# ----------------------------------------------------------------------------------------- archive
 
-    A file appears under its name only when it is whole: it is written beside it and renamed.
-    """
+
+def write_archive(
+    target: Target, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+) -> None:
+    """Writes JSON-able `data` and groups of named tensors; a file appears whole or not at all."""
     if isinstance(target, io.BufferedIOBase):
         return _write_zip(target, data, tensors)
     path = _with_suffix(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            _write_zip(file, data, tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        _write_zip(file, data, tensors)
 
 
 def _write_zip(
     file: io.BufferedIOBase, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
+    members = {"checkpoint.json": json.dumps({"format": FORMAT, **data}).encode()}
+    for name, group in tensors.items():
+        check_finite(name, group)
+        stored = {key: t.detach().cpu().contiguous() for key, t in group.items()}
+        members[f"{name}.safetensors"] = safetensors.torch.save(stored)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+    members["manifest.json"] = json.dumps(digests).encode()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("checkpoint.json", json.dumps({"format": FORMAT, **data}))
-        for name, group in tensors.items():
-            stored = {key: t.detach().cpu().contiguous() for key, t in group.items()}
-            archive.writestr(f"{name}.safetensors", safetensors.torch.save(stored))
+        for name, content in members.items():
+            archive.writestr(name, content)
 
 
-def read(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
-    """Reads what `write` wrote.
+def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raises FloatingPointError if one of the tensors of group `name` holds NaN or infinity."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise FloatingPointError(
+                f"{name}: {key} holds NaN or infinity, which is never saved nor loaded: go on from an"
+                " earlier checkpoint, with a lower learning_rate"
+            )
+
+
+def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Reads an archive of `write_archive`, of which every member is checked before it is used.
+
+    Members must be stored as they are, in no folder, and have the SHA-256 that the manifest names.
+    Archives from before there was a manifest have none.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is truncated, damaged, or something else's checkpoint.
+        ValueError: if it is truncated, damaged, or another program's checkpoint.
     """
     if not isinstance(source, io.BufferedIOBase):
         source = source if Path(source).is_file() else _with_suffix(source)
@@ -74,33 +85,119 @@ def read(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
             raise FileNotFoundError(f"there is no checkpoint {os.fspath(source)!r}")
     try:
         with zipfile.ZipFile(source) as archive:
-            names = archive.namelist()
-            if "checkpoint.json" not in names:
-                raise ValueError(
-                    f"{source} is not a checkpoint of REINFORCE: it holds {names[:4]}. Load it with"
-                    " the class that wrote it"
-                )
-            data = json.loads(archive.read("checkpoint.json"))
-            if data["format"] != FORMAT:
-                raise ValueError(
-                    f"{source} has the format {data['format']!r}, this version reads {FORMAT!r}"
-                )
-            groups = [name for name in names if name.endswith(".safetensors")]
-            return data, {
-                # In order: safetensors gives none, and ranks that handle them together need one.
-                Path(name).stem: dict(sorted(safetensors.torch.load(archive.read(name)).items()))
-                for name in groups
-            }
-    except (zipfile.BadZipFile, EOFError, json.JSONDecodeError) as error:
+            members = _read_members(archive, str(source))
+        data = json.loads(members.pop("checkpoint.json"))
+        groups = {
+            # Sorted: safetensors has no order, and ranks that handle them together need one.
+            Path(name).stem: dict(sorted(safetensors.torch.load(content).items()))
+            for name, content in members.items()
+        }
+        for name, group in groups.items():
+            check_finite(name, group)
+    except (zipfile.BadZipFile, EOFError, FloatingPointError, NotImplementedError) as error:
+        raise ValueError(_damaged(source, error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+        raise ValueError(_damaged(source, error)) from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        found = data.get("format") if isinstance(data, dict) else data
+        raise ValueError(f"{source} has the format {found!r}, this version reads {FORMAT!r}")
+    return data, groups
+
+
+def _damaged(source: Any, error: object) -> str:
+    return (
+        f"{source} is not a whole checkpoint ({error}): it was cut off or damaged; use an earlier"
+        " one"
+    )
+
+
+def _read_members(archive: zipfile.ZipFile, source: str) -> dict[str, bytes]:
+    """The contents of all members but the manifest, which they are checked against."""
+    infos = archive.infolist()
+    names = [info.filename for info in infos]
+    if "checkpoint.json" not in names:
         raise ValueError(
-            f"{source} is not a whole checkpoint ({error}): it was cut off or damaged; use an earlier"
-            " one"
-        ) from error
+            f"{source} is not a checkpoint of REINFORCE: it holds {names[:4]}. Load it with the"
+            " class that wrote it"
+        )
+    known = {"checkpoint.json", "manifest.json", *(f"{name}.safetensors" for name in GROUPS)}
+    if len(set(names)) < len(names) or not known >= set(names):
+        raise zipfile.BadZipFile(f"its members are {names[:8]}")
+    assert archive.fp is not None
+    size = archive.fp.seek(0, io.SEEK_END)
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos) or size < sum(
+        info.file_size for info in infos
+    ):
+        raise zipfile.BadZipFile("its members are not stored as they are")
+    members = {name: archive.read(name) for name in names}
+    if "manifest.json" in members:
+        manifest = json.loads(members.pop("manifest.json"))
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
+        if manifest != digests:
+            wrong = [name for name in digests if digests[name] != dict(manifest).get(name)]
+            raise zipfile.BadZipFile(f"{wrong or 'a member'} does not match the manifest")
+    if missing := known - {"manifest.json"} - members.keys():
+        raise zipfile.BadZipFile(f"it lacks {sorted(missing)}")
+    return members
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+
+
+# ---------------------------------------------------------------------------------------- contents
+
+
+def check_contents(data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+    """Checks what a checkpoint says of itself before a model of that size is built.
+
+    Raises:
+        ValueError: naming the entry that is missing, of another kind, or does not fit the weights.
+    """
+    kinds = {
+        **{"arguments": dict, "policy_kwargs": dict, "observation_length": int, "counters": dict},
+        **{"optimizer_groups": list, "prompt_generator": dict, "random_state": dict},
+    }
+    for name, kind in kinds.items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"the checkpoint's {name} is damaged: use an earlier one")
+    numbers = [data["observation_length"], *data["counters"].values()]
+    if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
+        raise ValueError(f"the checkpoint's counters {numbers} are damaged: use an earlier one")
+    config, weights = data["policy_kwargs"].get("config"), tensors["policy"]
+    if not isinstance(config, dict):
+        raise ValueError("the checkpoint's policy_kwargs have no config: use an earlier one")
+    sizes = {
+        "vocab_size": _size(weights, "gpt2.wte.weight", 0),
+        "n_positions": _size(weights, "gpt2.wpe.weight", 0),
+        "n_embd": _size(weights, "gpt2.wte.weight", 1),
+        "n_layer": len([name for name in weights if name.endswith(".ln_1.weight")]),
+    }
+    for name, size in sizes.items():
+        if config.get(name) != size:
+            raise ValueError(
+                f"the checkpoint's config has {name}={config.get(name)!r}, its weights {size}: use an"
+                " earlier one"
+            )
+    for state in (data["random_state"], *data.get("other_ranks", [])):
+        _check_random_state(state)
+
+
+def _size(weights: Mapping[str, Tensor], name: str, axis: int) -> int | None:
+    tensor = weights.get(name)
+    return tensor.shape[axis] if tensor is not None and tensor.ndim == 2 else None
+
+
+def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless group `name` holds the expected tensors, in their shapes."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
+    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if wrong := sorted(k for k in shapes | given if shapes.get(k) != given.get(k)):
+        raise ValueError(
+            f"the checkpoint's {name} does not fit the model: {wrong[:4]} are missing, unexpected or"
+            " of another shape; use an earlier one"
+        )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[str, Tensor]]:
@@ -114,12 +211,38 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[s
     return state["param_groups"], tensors
 
 
-def optimizer_state_dict(groups: list[Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The inverse of `optimizer_state`, for `load_state_dict`."""
+def optimizer_state_dict(
+    groups: list[Any], tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """The inverse of `optimizer_state`, for `load_state_dict` of `optimizer`.
+
+    Raises:
+        ValueError: if it is not the state of such an optimiser.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    names = [(group["params"], sorted(group)) for group in own]
+    try:
+        fits = names == [(group["params"], sorted(group)) for group in groups]
+    except (KeyError, TypeError):
+        fits = False
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        index, _, name = key.partition(".")
+        fits &= index.isdecimal()
+        state.setdefault(int(index) if index.isdecimal() else -1, {})[name] = value
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    # A parameter without gradient, such as an unused value head's, has no state.
+    fits &= set(state) <= set(range(len(parameters)))
+    fits &= len({tuple(sorted(values)) for values in state.values()}) <= 1
+    if not fits or any(
+        value.ndim and value.shape != parameters[index].shape
+        for index, values in state.items()
+        for value in values.values()
+    ):
+        raise ValueError(
+            "the checkpoint's optimizer does not fit the model: it was saved by another optimiser, or"
+            " is damaged; use an earlier one"
+        )
     return {"state": state, "param_groups": groups}
 
 
@@ -150,211 +273,64 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([_bytes(s) for s in state["cuda"]])
 
 
+def restore_random_states(
+    states: Sequence[dict[str, Any]], env: VecEnv, seed: int | None, updates: int
+) -> None:
+    """Puts all generators, global ones and those of the rows, where a checkpoint found them.
+
+    With another number of processes or rows, it warns and gives each rank draws of its own.
+
+    Args:
+        states: one of `random_state` for each rank of the checkpoint.
+        env: this rank's rows.
+        seed: of the run.
+        updates: made so far.
+    """
+    ranks = distributed.world_size()
+    if len(states) == ranks:
+        set_random_state(states[distributed.rank()])
+    else:
+        warnings.warn(
+            f"the checkpoint is of {len(states)} processes, this run of {ranks}: tokens are drawn"
+            " with other random numbers, and the run is not the uninterrupted one",
+            stacklevel=3,
+        )
+        if seed is not None:
+            distributed.seed_draws(seed, updates)
+    saved = [generator for state in states for generator in state["generators"]]
+    if len(saved) != env.num_envs * ranks:
+        warnings.warn(
+            f"the checkpoint has {len(saved)} rows, env {env.num_envs * ranks}: its rows draw their"
+            " prompts anew, and the run is not the uninterrupted one",
+            stacklevel=3,
+        )
+        return
+    own = saved[distributed.shard(len(saved))]
+    for row, (generator, state) in enumerate(zip(env.get_attr("np_random"), own, strict=True)):
+        generator.bit_generator.state = state
+        # Rows in other processes answer with copies.
+        if env.get_attr("np_random", [row])[0].bit_generator.state != state:
+            env.set_attr("np_random", generator, [row])
+
+
+def _check_random_state(state: dict[str, Any]) -> None:
+    """Raises ValueError for what `set_random_state` could not set."""
+    try:
+        version, internal, gauss = state["python"]
+        random.Random().setstate((version, tuple(internal), gauss))
+        key = np.array(state["numpy"]["state"]["key"], np.uint32)
+        numpy_state = {**state["numpy"], "state": {**state["numpy"]["state"], "key": key}}
+        np.random.RandomState().set_state(numpy_state)
+        torch.Generator().set_state(_bytes(state["torch"]))
+        for generator in state["generators"]:
+            np.random.default_rng().bit_generator.state = generator
+        for cuda in state["cuda"]:
+            _bytes(cuda)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(
+            f"the checkpoint's random_state is damaged ({error!r}): use an earlier one"
+        ) from error
+
+
 def _bytes(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-# What a run counts.
-_COUNTERS = (
-    "num_timesteps",
-    "_n_updates",
-    "_first_update",
-    "_episode_num",
-    "_current_progress_remaining",
-)
-
-
-class Checkpointed(BaseAlgorithm):
-    """The part of REINFORCE that `save`, `load` and `set_parameters` are."""
-
-    ARGUMENTS: ClassVar[tuple[str, ...]]
-    policy: GPT2Policy
-    reference: GPT2
-    _ema: Tensor | None
-    _prompt_generator: np.random.Generator
-    _random_states: list[dict[str, Any]] | None
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def save(self, path: Target, exclude: Any = None, include: Any = None) -> None:
-        """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
-
-        It holds what shapes the rest of the run: weights of policy and start model, optimiser,
-        counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
-        Of several ranks all must call this; the first writes, and it is done when it returns.
-
-        Args:
-            path: a file, `.zip` is added; or a binary stream.
-            exclude, include: SB3's, not supported.
-
-        Raises:
-            ValueError: for `exclude` or `include`.
-        """
-        if exclude or include:
-            raise ValueError(
-                "exclude and include are not supported: a checkpoint holds all it needs"
-            )
-        arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
-        if callable(arguments["learning_rate"]):
-            arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
-        kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
-        groups, optimizer = optimizer_state(self.policy.optimizer)
-        states = self._random_states
-        if states is None:
-            rows = [] if self.env is None else self.env.get_attr("np_random")
-            states = distributed.gather_objects(random_state(rows))
-        data = {
-            "arguments": arguments,
-            "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
-            "observation_length": self.observation_space.shape[0],  # type: ignore[index]
-            "counters": {name: getattr(self, name) for name in _COUNTERS},
-            "optimizer_groups": groups,
-            "prompt_generator": self._prompt_generator.bit_generator.state,
-            "random_state": states[0],
-            "other_ranks": states[1:],
-        }
-        tensors = {
-            "policy": distributed.whole(self.policy.state_dict()),
-            "optimizer": distributed.whole(optimizer),
-            "reference": distributed.whole(self.reference.state_dict()),
-            "baseline": {} if self._ema is None else {"ema": self._ema},
-        }
-        if distributed.rank() == 0:
-            write(path, data, tensors)
-        distributed.wait()
-
-    @classmethod
-    def load(
-        cls,
-        path: Target,
-        env: GymEnv | VectorEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        policy_class: type[GPT2Policy] = GPT2Policy,
-        **arguments: Any,
-    ) -> REINFORCE:
-        """Loads a checkpoint of `save`; no pickled code is run.
-
-        `learn(..., reset_num_timesteps=False)` then goes on as if the run had not been interrupted.
-
-        Args:
-            path: the file, with or without `.zip`, or a binary stream.
-            env: the environment to go on with; None: for `predict` alone.
-            device: where to put the model.
-            custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others
-                change nothing.
-            policy_class: the class of the policy.
-            **arguments: replace the constructor's arguments that the checkpoint holds.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or made for another vocabulary or observation.
-        """
-        if custom_objects:
-            raise ValueError("custom_objects is not supported: pass arguments by their names")
-        data, tensors = read(path)
-        if unknown := sorted(
-            set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
-        ):
-            raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
-        merged = {**data["arguments"], **arguments}
-        if merged["learning_rate"] is None:
-            raise ValueError(
-                "the checkpoint's learning_rate was a function, which isn't stored: pass it again,"
-                " REINFORCE.load(..., learning_rate=...)"
-            )
-        model: Any = cls(
-            policy_class,
-            env,  # type: ignore[arg-type]
-            device=device,
-            policy_kwargs=data["policy_kwargs"],
-            _init_setup_model=False,  # type: ignore[call-arg]
-            **merged,
-        )
-        length, size = data["observation_length"], data["policy_kwargs"]["config"]["vocab_size"]
-        if env is None:
-            model.observation_space = spaces.Box(0, size, (length,), np.int64)
-            model.action_space = spaces.Discrete(size)
-            model.n_envs = 1
-        else:
-            model._check_vocabulary(GPT2Config.from_dict(data["policy_kwargs"]["config"]))
-            if model.observation_space.shape != (length,):
-                raise ValueError(
-                    f"the checkpoint's observations hold {length} tokens, env's"
-                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"
-                    " trained with"
-                )
-        model._setup_model()
-        model._freeze_reference()
-        for name, value in data["counters"].items():
-            setattr(model, name, value)
-        model._ema = tensors["baseline"].get("ema")
-        model._prompt_generator.bit_generator.state = data["prompt_generator"]
-        model._random_states = [data["random_state"], *data.get("other_ranks", [])]
-        model._spread()
-        model._load_weights(data, tensors)
-        distributed.load_state(model.reference, tensors["reference"])
-        return model
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Target | dict[str, Any],
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
-        if isinstance(load_path_or_dict, dict):
-            return super().set_parameters(load_path_or_dict, exact_match, device)
-        return self._load_weights(*read(load_path_or_dict))
-
-    def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        theirs, ours = data["policy_kwargs"]["config"], self.policy.config.to_dict()
-        theirs = GPT2Config.from_dict(theirs).to_dict()
-        if differences := [name for name in ours if ours[name] != theirs.get(name)]:
-            text = ", ".join(
-                f"{n}" if n == "token_ids" else f"{n} {theirs.get(n)} instead of {ours[n]}"
-                for n in differences
-            )
-            raise ValueError(f"the checkpoint is of another GPT-2: it has another {text}")
-        distributed.load_state(self.policy, tensors["policy"])
-        optimizer = self.policy.optimizer
-        state = optimizer_state_dict(data["optimizer_groups"], tensors["optimizer"])
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                values[name] = distributed.as_part(value, parameters[index])
-        optimizer.load_state_dict(state)
-
-    def _restore_random_state(self) -> None:
-        """Puts every generator where the checkpoint found it, once."""
-        if self._random_states is None or self.env is None:
-            return
-        states, self._random_states = self._random_states, None
-        if len(states) == distributed.world_size():
-            set_random_state(states[distributed.rank()])
-        else:
-            self.logger.warn(
-                f"the checkpoint is of {len(states)} processes, this run of"
-                f" {distributed.world_size()}: tokens are drawn with other random numbers, and the run"
-                " is not the uninterrupted one"
-            )
-            if self.seed is not None:
-                distributed.seed_draws(self.seed, self._n_updates)
-        saved = [generator for state in states for generator in state["generators"]]
-        rows = self.env.get_attr("np_random")
-        B = len(rows) * distributed.world_size()
-        if len(saved) != B:
-            self.logger.warn(
-                f"the checkpoint has {len(saved)} rows, env {B}: its rows draw their prompts anew, and"
-                " the run is not the uninterrupted one"
-            )
-            return
-        own = saved[distributed.shard(B)]
-        for row, (generator, state) in enumerate(zip(rows, own, strict=True)):
-            generator.bit_generator.state = state
-            # Rows in other processes answer with copies.
-            if self.env.get_attr("np_random", [row])[0].bit_generator.state != state:
-                self.env.set_attr("np_random", generator, [row])

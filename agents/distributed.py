@@ -1,17 +1,17 @@
-"""Many processes, as torchrun starts them, that train one model; without torchrun, one that does.
+"""Data-parallel training under torchrun. Every function does nothing in a single process.
 
-Each process, a rank, writes and reads its own rows of the batch: `shard(B)`. What is written is gathered:
-each rank knows the whole batch's texts and rewards, and works out the same advantages, metrics and
-decisions from them. Gradients are averaged by DistributedDataParallel or by FSDP2.
+Each process, a rank, writes and reads its own rows of the batch, `shard(B)`. Texts and rewards are
+gathered, so that every rank computes the same advantages, metrics and decisions from the whole batch.
+DistributedDataParallel or FSDP2 averages the gradients.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,16 +22,12 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from agents.gpt2 import GPT2
-from agents.policy import GPT2Policy, Scores
-from agents.rollout import Episodes
-
 PARALLEL = ("ddp", "fsdp")
 TIMEOUT = timedelta(hours=2)  # of ranks that wait, as for an evaluation on the first one
-Score = Callable[[Tensor, Tensor], Scores]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-# ------------------------------------------------------------------------------------ who there is
+# ------------------------------------------------------------------------------------------ ranks
 
 
 def join(device: str = "auto") -> str:
@@ -41,7 +37,7 @@ def join(device: str = "auto") -> str:
         device: `"cpu"`, `"cuda"` or `"auto"`.
 
     Returns:
-        The device of this process: of several, each has the GPU of its number on its node.
+        The device of this process. Among several, each gets the GPU of its number on its node.
     """
     if not dist.is_torchelastic_launched():
         return device
@@ -61,7 +57,7 @@ def leave() -> None:
 
 
 def wait() -> None:
-    """Waits until all are here."""
+    """Waits until all ranks are here."""
     if dist.is_initialized():
         dist.barrier()
 
@@ -77,12 +73,12 @@ def world_size() -> int:
 
 
 def shard(rows: int) -> slice:
-    """This rank's among the rows of the whole batch."""
+    """This rank's rows among those of the whole batch."""
     own = rows // world_size()
     return slice(rank() * own, (rank() + 1) * own)
 
 
-# ------------------------------------------------------------------------------- what they exchange
+# ---------------------------------------------------------------------------------------- exchange
 
 
 def gather(x: Tensor) -> Tensor:
@@ -94,22 +90,21 @@ def gather(x: Tensor) -> Tensor:
     return torch.cat(everyone)
 
 
+def gather_parts(parts: Sequence[Tensor]) -> Tensor:
+    """All ranks' rows, of which each rank holds its own in parts: (B, …)."""
+    return gather(torch.cat([*parts]))
+
+
 def gather_objects(value: Any) -> list[Any]:
-    """All ranks' values, which are pickled."""
+    """All ranks' values, which are pickled on the way."""
     everyone = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(everyone, value)
     return everyone
 
 
-def gather_episodes(own: Episodes) -> Episodes:
-    """The whole batch."""
-    infos = [info for infos in gather_objects(own.infos) for info in infos]
-    return Episodes(gather(own.texts), gather(own.mask), gather(own.rewards), infos)
-
-
-def total(x: Tensor) -> Tensor:
-    """The sum over the ranks."""
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """The sum over the ranks, without gradient."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x)
@@ -124,68 +119,74 @@ def agree_on_seed(seed: int | None) -> int | None:
 
 
 def seed_draws(seed: int, updates: int) -> None:
-    """Gives each rank its own random numbers; `updates`: another stretch of them for a resumed run."""
+    """Gives each rank random numbers of its own; a resumed run gets others by its `updates`."""
     sequence = np.random.SeedSequence((seed, updates, rank()))
     set_random_seed(int(sequence.generate_state(1)[0]), using_cuda=torch.cuda.is_available())
 
 
-# ---------------------------------------------------------------------------------- how they train
+# ---------------------------------------------------------------------------------------- training
 
 
-class _Score(nn.Module):
-    """The pass with gradients, as the `forward` that DistributedDataParallel asks for."""
+class _Forward(nn.Module):
+    """A function of a model as the `forward` that DistributedDataParallel wraps."""
 
-    def __init__(self, policy: GPT2Policy, learn_values: bool) -> None:
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
-        self.policy, self.learn_values = policy, learn_values
-
-    def forward(self, texts: Tensor, mask: Tensor) -> Scores:
-        scores = self.policy.score(texts, mask)
-        # It would be waited for the gradient of a value head that is seen in the result.
-        return scores if self.learn_values else scores._replace(values=scores.values.detach())
+        self.model, self.forward = model, function
 
 
-def spread(policy: GPT2Policy, reference: GPT2, parallel: str, learn_values: bool) -> Score:
-    """Makes the ranks train one policy.
+def parallelize_ddp(model: nn.Module, function: Function) -> Function:
+    """Wraps a function of `model` so that gradients through it are averaged over the ranks.
 
     Args:
-        policy: equal on all ranks. Its parameters' names stay as they are.
-        reference: the start model; FSDP2 splits it up too.
-        parallel: `"ddp"`: each rank has the whole model; `"fsdp"`: a part of each tensor, and all of a
-            layer only while it is used.
-        learn_values: whether the value head gets a gradient.
-
-    Returns:
-        `policy.score` such that a gradient through it is, after `backward`, the mean over the ranks.
+        model: equal on all ranks. It stays as it is, its parameters' names included.
+        function: a forward pass that returns tensors. DDP waits for the gradient of every returned
+            tensor that has one.
     """
     if world_size() == 1:
-        return policy.score
-    if parallel == "ddp":
-        # Unless it looks for unused parameters, DDP rearranges its buckets after the first step. The
-        # ranks' gradients would then be added in another order than in a run that has been resumed.
-        return DistributedDataParallel(
-            _Score(policy, learn_values), gradient_as_bucket_view=True, find_unused_parameters=True
-        )
-    names = {parameter: name for name, parameter in policy.named_parameters()}
-    for module, gpt2 in ((policy, policy.gpt2), (reference, reference)):
-        for block in gpt2.h:
-            fully_shard(block)
-        fully_shard(module)
-    for name in ("score", "write"):
-        register_fsdp_forward_method(policy, name)
-    register_fsdp_forward_method(reference, "hidden")
-    for group in policy.optimizer.param_groups:
-        group["params"] = [policy.get_parameter(names[old]) for old in group["params"]]
-    return policy.score
+        return function
+    # Unless it looks for unused parameters, DDP rearranges its buckets after the first step. The
+    # ranks' gradients would then be added in another order than in a run that has been resumed.
+    return DistributedDataParallel(  # type: ignore[return-value]
+        _Forward(model, function), gradient_as_bucket_view=True, find_unused_parameters=True
+    )
 
 
-def accumulate(score: Score, more: bool) -> AbstractContextManager[None]:
-    """While `more` micro-batches follow, DDP needn't exchange gradients."""
-    return score.no_sync() if more and isinstance(score, DistributedDataParallel) else nullcontext()
+def parallelize_fsdp(
+    model: nn.Module,
+    blocks: Iterable[nn.Module],
+    forward_passes: Iterable[Callable[..., Any]],
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Gives each rank a part of every tensor of `model`, in place.
+
+    Args:
+        model: equal on all ranks.
+        blocks: its layers, which are whole only while they are used.
+        forward_passes: the methods of `model` that use its weights and are called from outside.
+        optimizer: of the model's parameters, which it then holds in parts.
+    """
+    if world_size() == 1:
+        return
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for block in blocks:
+        fully_shard(block)
+    fully_shard(model)
+    for method in forward_passes:
+        register_fsdp_forward_method(model, method.__name__)
+    for group in [] if optimizer is None else optimizer.param_groups:
+        group["params"] = [model.get_parameter(names[old]) for old in group["params"]]
+
+
+def no_sync(function: Callable[..., Any], more: bool) -> AbstractContextManager[None]:
+    """While `more` micro-batches follow, DDP need not exchange gradients."""
+    if more and isinstance(function, DistributedDataParallel):
+        return function.no_sync()
+    return nullcontext()
 
 
 @contextmanager
-def unsharded(root: nn.Module) -> Iterator[None]:
+def summon_full_params(root: nn.Module) -> Iterator[None]:
     """Keeps a whole model on every rank, so that each can use it by itself, without gradients."""
     parts = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for part in parts:
@@ -199,34 +200,34 @@ def unsharded(root: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
-# --------------------------------------------------------------------------- what checkpoints hold
+# ------------------------------------------------------------------------------------- checkpoints
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor of which FSDP2 may have given each rank a part; every rank must call this."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP2 may have split up; every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors, on the CPU where they were in parts, and on the first rank alone."""
+def full_state_dict(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors, on the first rank alone; on the CPU where they were split up."""
     gathered = {}
     for name, tensor in tensors.items():
-        full = whole_tensor(tensor)
+        full = full_tensor(tensor)
         if rank() == 0:
             gathered[name] = full if full is tensor else full.cpu()
     return gathered
 
 
-def as_part(tensor: Tensor, of: Tensor | None) -> Tensor:
-    """What a rank keeps of a whole tensor: all, unless FSDP2 has split up its namesake `of`."""
-    if not isinstance(of, DTensor) or tensor.shape != of.shape:
+def shard_like(tensor: Tensor, like: Tensor | None) -> Tensor:
+    """A rank's part of a whole tensor: all of it, unless FSDP2 has split up its namesake `like`."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     # Every rank holds the whole tensor: with src_data_rank=None nothing is sent.
-    own = tensor.to(of.device)
-    return distribute_tensor(own, of.device_mesh, of.placements, src_data_rank=None)
+    own = tensor.to(like.device)
+    return distribute_tensor(own, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def load_full_state_dict(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """`load_state_dict` with whole tensors."""
     own = module.state_dict()
-    module.load_state_dict({name: as_part(t, own.get(name)) for name, t in tensors.items()})
+    module.load_state_dict({name: shard_like(t, own.get(name)) for name, t in tensors.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
+from agents import distributed
 from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy
-from agents.rollout import collect
+from agents.rollout import collect_episodes
+from agents.sampling import at_least_float32
 from text_sentiment_env import SentimentModel
+
+ROWS = 1024  # of logits (rows, V) that exist at a time
 
 
 def evaluate(
@@ -29,13 +35,16 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes fresh texts and measures them; the caller's random numbers are left as they were.
 
+    Several ranks must all call this. The first evaluates, with the whole model; the others wait.
+
     Args:
-        policy: what writes, by drawing tokens.
+        policy: writes the texts, by sampling.
         reference: the start model, of the same vocabulary.
-        env: whose rows are played; rounded up to whole batches, then cut to `n_episodes`.
+        env: its rows are played; texts are rounded up to whole batches, then cut to `n_episodes`.
         n_episodes: texts to write.
         seed: of the environment's rows and torch's generator.
-        judges: other sentiment models by name; what training didn't see tells whether it was hacked.
+        judges: other sentiment models by name. A judge that training did not use tells whether the
+            reward was hacked.
         frontier: of the start model's texts in the same environment, to compare with.
         kl_coef: the β that the policy was trained with.
 
@@ -44,50 +53,75 @@ def evaluate(
         info (`sentiment`, `length`, `length_penalty`…); `end_rate`, the share of texts ended by
         `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text);
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
-        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`; with
-        `frontier`, the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
+        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
+        `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
         `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`: `text`,
-        `reward`, `sentiment` and `kl` of every text.
+        `prompt`, `reward`, `sentiment` and `kl` of every text. On the other ranks nothing.
     """
     policy.set_training_mode(False)
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    with (
+        distributed.summon_full_params(policy),
+        distributed.summon_full_params(reference),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+    ):
+        if distributed.rank() == 0:
+            torch.manual_seed(seed)
+            env.seed(seed)
+            result = _evaluate(policy, reference, env, n_episodes, judges or {})
+            if frontier is not None:
+                rewards = [sample["reward"] for sample in result["samples"]]
+                kls = [sample["kl"] for sample in result["samples"]]
+                result["win_rate"] = frontier.win_rate(rewards).value
+                if kl_coef:
+                    gap = frontier.gap(rewards, kls, kl_coef)
+                    result["gap"], result["gap_standard_error"] = gap
+        else:
+            result = {}
+        distributed.wait()
+    return result
+
+
+def _evaluate(
+    policy: GPT2Policy,
+    reference: GPT2,
+    env: VecEnv,
+    n_episodes: int,
+    judges: Mapping[str, SentimentModel],
+) -> dict[str, Any]:
     rewards: list[float] = []
     infos: list[dict[str, Any]] = []
+    prompts: list[str] = []
     generated: list[list[int]] = []
+    vocabulary = env.get_attr("vocabulary")[0]
     kls: list[float] = []
-    sums = {"entropy": 0.0, "reference": 0.0}
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
-        env.seed(seed)
-        while len(rewards) < n_episodes:
-            batch = collect(policy, env)
-            assert batch is not None
-            keep = slice(0, n_episodes - len(rewards))
-            texts, mask = batch.rows(keep)
-            now = policy.read_texts(texts, mask)
-            now = policy.gpt2.head(now).log_softmax(-1)  # (N, V)
-            start = reference.head(policy.read_texts(texts, mask, reference)).log_softmax(-1)
-            p = now.exp()
-            sums["entropy"] -= (p * now).sum().item()
-            # Over all next tokens, not only the one drawn: the same mean, less noise, never below 0.
-            kl = (p * (now - start)).sum(-1)  # (N,)
-            padded = torch.zeros(mask.shape, dtype=kl.dtype, device=kl.device)
-            kls += padded.masked_scatter(mask, kl).sum(1).tolist()
-            sums["reference"] += start.gather(1, texts[mask][:, None]).sum().item()
-            rewards += batch.rewards[keep].sum(1).tolist()
-            infos += batch.infos[keep]
-            generated += [t[m].tolist() for t, m in zip(texts, mask, strict=True)]
+    sums = torch.zeros(2, dtype=torch.float64)
+    while len(rewards) < n_episodes:
+        batch = collect_episodes(policy, env)
+        assert batch is not None
+        keep = slice(0, n_episodes - len(rewards))
+        texts, mask = batch.rows(keep)
+        batch_sums, batch_kls = _token_sums(policy, reference, texts, mask)
+        sums += batch_sums
+        kls += batch_kls.tolist()
+        rewards += batch.rewards[keep].sum(1).tolist()
+        infos += batch.infos[keep]
+        for text, written in zip(texts.tolist(), mask.tolist(), strict=True):
+            prompts.append(vocabulary.decode(text[: written.index(True)]))
+            generated.append(list(itertools.compress(text, written)))
     n, tokens = len(rewards), sum(map(len, generated))
-    end = policy.config.vocab_size - 1
+    entropy, reference_log_prob = sums.tolist()
+    end = policy.end_index
     words = [tokens[:-1] if tokens[-1] == end else tokens for tokens in generated]
     result: dict[str, Any] = {
         "episodes": n,
         "reward": float(np.mean(rewards)),
         "reward_standard_error": float(np.std(rewards, ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
         "end_rate": float(np.mean([tokens[-1] == end for tokens in generated])),
-        "entropy": sums["entropy"] / tokens,
+        "entropy": entropy / tokens,
         "kl": float(np.mean(kls)),
-        "perplexity": math.exp(-sums["reference"] / tokens),
+        "perplexity": math.exp(-reference_log_prob / tokens),
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
         "distinct_texts": len({info["text"] for info in infos}) / n,
@@ -95,18 +129,46 @@ def evaluate(
     for name, value in infos[0].items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             result[name] = float(np.mean([info[name] for info in infos]))
-    for name, judge in (judges or {}).items():
+    for name, judge in judges.items():
         result[name] = float(np.mean(np.asarray(judge([info["text"] for info in infos]))))
-    if frontier is not None:
-        result["win_rate"] = frontier.win_rate(rewards).value
-        if kl_coef:
-            gap = frontier.gap(rewards, kls, kl_coef)
-            result["gap"], result["gap_standard_error"] = gap
     result["samples"] = [
-        {"text": info["text"], "reward": reward, "sentiment": info["sentiment"], "kl": kl}
-        for info, reward, kl in zip(infos, rewards, kls, strict=True)
+        {
+            "text": info["text"],
+            "prompt": prompt,
+            "reward": reward,
+            "sentiment": info["sentiment"],
+            "kl": kl,
+        }
+        for info, prompt, reward, kl in zip(infos, prompts, rewards, kls, strict=True)
     ]
     return result
+
+
+def _token_sums(
+    policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums over all written tokens of entropy and reference log-probability, and each text's KL.
+
+    The KL is that of each next-token distribution, not only of the token drawn: the same mean with
+    less noise, and never below 0.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=texts.device)
+    tokens = texts[mask].long()
+    current = policy.hidden_states(texts, mask)
+    start = policy.hidden_states(texts, mask, reference)
+    kl = torch.zeros(len(tokens), dtype=torch.float64, device=texts.device)
+    for first in range(0, len(tokens), ROWS):
+        rows = slice(first, first + ROWS)
+        with policy.autocast():  # as in sampling: other logits would be another distribution's
+            logits, start_logits = policy.gpt2.head(current[rows]), reference.head(start[rows])
+        log_p = at_least_float32(logits).log_softmax(-1)  # (rows, V)
+        log_q = at_least_float32(start_logits).log_softmax(-1)
+        p = log_p.exp()
+        sums[0] -= (p * log_p).sum()
+        kl[rows] = p.mul_(log_p.sub_(log_q)).sum(-1)
+        sums[1] += log_q.gather(1, tokens[rows, None]).sum()
+    by_token = torch.zeros(mask.shape, dtype=kl.dtype, device=kl.device).masked_scatter(mask, kl)
+    return sums.cpu(), by_token.sum(1).cpu()
 
 
 def _distinct(texts: list[list[int]], n: int) -> float:

@@ -27,8 +27,9 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.atomic import atomic_write
 from agents.policy import GPT2Policy
-from agents.rollout import Episodes, collect
+from agents.rollout import Episodes, collect_episodes
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
@@ -232,7 +233,7 @@ def start_frontier(
 
 
 def _collect(policy: GPT2Policy, env: VecEnv) -> Episodes:
-    episodes = collect(policy, env)
+    episodes = collect_episodes(policy, env)
     assert episodes is not None
     return episodes
 
@@ -273,12 +274,6 @@ def _read(path: Path, key: str) -> dict[str, Floats] | None:
 
 
 def _write(path: Path, key: str, columns: dict[str, Floats]) -> None:
-    """Writes beside the file and renames, so that a file under this name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, key=np.array(key), **columns)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, key=np.array(key), **columns)  # type: ignore[arg-type]

@@ -1,9 +1,11 @@
-"""REINFORCE (Williams 1992) on whole episodes, as a stable-baselines3 algorithm."""
+"""REINFORCE (Williams 1992) on whole episodes, as a stable-baselines3 algorithm.
+
+One update is `collect_episodes`, then `train`. Read `rollout.py` and `advantages.py` beside this file.
+"""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from typing import Any, ClassVar
@@ -13,67 +15,60 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents import distributed
-from agents.checkpoint import Checkpointed
-from agents.gpt2 import GPT2, GPT2Config
-from agents.policy import GPT2Policy, Scores
-from agents.progress import ProgressBar
-from agents.returns import BASELINES, hold_last, leave_one_out, monte_carlo_returns
-from agents.rollout import Episodes, collect
-from agents.vec_env import SB3VecEnv
+from agents import checkpoint, distributed
+from agents.advantages import Baseline, monte_carlo_returns
+from agents.callbacks import add_progress_bar
+from agents.checkpoint import Target
+from agents.gpt2 import GPT2
+from agents.hyperparameters import (
+    HYPERPARAMETERS,
+    check_hyperparameters,
+    check_integer,
+    check_number,
+    learning_rate_factor,
+)
+from agents.metrics import finite_measures, rollout_metrics, update_metrics
+from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
+from agents.rollout import Episodes, collect_episodes
+from agents.sb3_vec_env import wrap_token_env
 
-KL_ESTIMATORS = ("k1", "k3")
-LR_DECAYS = ("constant", "linear", "cosine")
-EMA_DECAY = 0.9
-DEFAULT_GROUP_SIZE = 4
+# The counters of a run, which a checkpoint holds.
+COUNTERS = (
+    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
+    "_current_progress_remaining",
+)
 
 
-class REINFORCE(Checkpointed):
-    """Policy gradient on whole episodes: collect one a row, take one step, begin again.
+class REINFORCE(BaseAlgorithm):
+    """Policy gradient on whole episodes: write one text a row, take one gradient step, begin again.
 
-    The gradient is that of E[Σ_t r_t], estimated by Σ_t (G_t - b_t) ∇log π(a_t|s_t), summed over an
-    episode's tokens and averaged over the rows; every other term of the loss is summed and averaged
-    the same way. Nothing is divided by the number of tokens: that would favour long texts.
+    The gradient of E[Σ_t r_t] is estimated by Σ_t (G_t - b_t) ∇log π(a_t|s_t), summed over an
+    episode's tokens and averaged over the rows. Every other term of the loss is summed and averaged
+    the same way. Nothing is divided by the number of tokens, because that would favour long texts.
 
     The KL divergence to the frozen start model (Ziegler et al. 2019) is estimated token by token from
     the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"):
 
-    | `kl_estimator` | what is done | gradient |
+    | `kl_estimator` | effect | gradient |
     |---|---|---|
-    | `"k1"` | the reward of each token is reduced by β·ρ | unbiased for β·KL(π, π_start) |
-    | `"k3"` | the loss grows by β·(exp(-ρ) - 1 + ρ) | low variance; that of KL(π_start, π) in the limit |
+    | `"k1"` | lowers the reward of each token by β·ρ | unbiased for β·KL(π, π_start) |
+    | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of KL(π_start, π) in the limit |
 
     In every outward way an algorithm of stable-baselines3: callbacks, logger, `predict`, `save`, `load`.
     Checkpoints are JSON and safetensors, and hold everything that shapes the rest of the run.
     """
 
-    # What a checkpoint keeps of the constructor's arguments.
-    ARGUMENTS: ClassVar[tuple[str, ...]] = (
-        "learning_rate",
-        "gamma",
-        "baseline",
-        "group_size",
-        "normalize_advantage",
-        "ent_coef",
-        "vf_coef",
-        "kl_coef",
-        "kl_estimator",
-        "max_grad_norm",
-        "lr_decay",
-        "warmup_updates",
-        "micro_batch_size",
-        "seed",
-    )
+    ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
+    policy_aliases: ClassVar[dict[str, Any]] = {"GPT2Policy": GPT2Policy}
     policy: GPT2Policy
 
     def __init__(
         self,
-        policy: type[GPT2Policy],
+        policy: str | type[GPT2Policy],
         env: GymEnv | VectorEnv | None,
         learning_rate: float | Schedule = 1e-4,
         pretrained: str | GPT2 | None = None,
@@ -102,7 +97,7 @@ class REINFORCE(Checkpointed):
         """Makes the agent.
 
         Args:
-            policy: `GPT2Policy` or a subclass.
+            policy: `GPT2Policy` (or its name), or a subclass.
             env: a Gymnasium `VectorEnv`, a single environment, or a stable-baselines3 `VecEnv`, of
                 `TextSentiment-v0`; its rows are the batch.
             learning_rate: AdamW's, or a function of the remaining progress from 1 to 0.
@@ -110,7 +105,7 @@ class REINFORCE(Checkpointed):
                 restricted to the environment's vocabulary. None: fresh weights, of the shape
                 `policy_kwargs={"config": ...}`.
             gamma: discount γ.
-            baseline: what is subtracted from a return: `"none"`; `"mean"`, the mean of all other rows;
+            baseline: subtracted from each return: `"none"`; `"mean"`, the mean of all other rows;
                 `"ema"`, an exponential moving average (0.9) over past updates; `"rloo"`, the mean of
                 the other rows that were given the same prompt; `"value"`, a learned value head;
                 `"auto"`: `"rloo"`, or `"ema"` for a single row.
@@ -127,8 +122,8 @@ class REINFORCE(Checkpointed):
             micro_batch_size: rows that go through the model at a time; None: all. The gradient is the
                 same; memory shrinks, and each row is read once more.
             precision: see `GPT2Policy`.
-            parallel: what processes that have joined (`agents.distributed`) do; each has an
-                environment of its own, with its rows of the batch. `"ddp"`: each holds the whole
+            parallel: how processes that have joined (`agents.distributed`) share the work. Each has
+                an environment of its own, with its rows of the batch. `"ddp"`: each holds the whole
                 model; `"fsdp"`: each holds a part of every tensor.
             policy_kwargs: further arguments of the policy.
             stats_window_size, tensorboard_log, verbose, seed, device: as in stable-baselines3.
@@ -137,17 +132,7 @@ class REINFORCE(Checkpointed):
         Raises:
             ValueError: for an argument out of range, or an environment that is not of this kind.
         """
-        _check(baseline, "baseline", ("auto", *BASELINES))
-        _check(kl_estimator, "kl_estimator", KL_ESTIMATORS)
-        _check(lr_decay, "lr_decay", LR_DECAYS)
-        _check(parallel, "parallel", distributed.PARALLEL)
-        for name, value in (("ent_coef", ent_coef), ("vf_coef", vf_coef), ("kl_coef", kl_coef)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name}={value!r} must be a finite number >= 0")
-        if not 0 <= gamma <= 1:
-            raise ValueError(f"gamma={gamma!r} must lie in [0, 1]")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size={micro_batch_size} must be at least 1, or None")
+        check_hyperparameters(locals())
         if distributed.rank() > 0:  # the first speaks for all
             verbose, tensorboard_log = 0, None
         seed = distributed.agree_on_seed(seed)
@@ -172,79 +157,43 @@ class REINFORCE(Checkpointed):
         self.micro_batch_size = micro_batch_size
         self.parallel = parallel
         self.reference: GPT2
-        self._ema: Tensor | None = None  # (L,)
+        self._baseline: Baseline
         self._first_update = 0  # of this run's learning-rate schedule
-        # Of a checkpoint, a rank each, until `learn`.
+        # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
         self._random_states: list[dict[str, Any]] | None = None
         self._prompt_generator = np.random.default_rng(seed)
         self._stop_requested = False
         if _init_setup_model:
-            gpt2 = self._start_model(pretrained)
-            self._setup_model()
-            if gpt2 is not None:
-                self.policy.gpt2.load_state_dict(gpt2.state_dict())
-            self._freeze_reference()
-            self._spread()
+            self._begin(pretrained)
 
     # -------------------------------------------------------------------------------------- set-up
 
-    @staticmethod
-    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
-        if isinstance(env, VectorEnv):
-            env = SB3VecEnv(env)
-        env = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
-        if not isinstance(env.action_space, spaces.Discrete):
-            raise ValueError(
-                f"env has the action space {env.action_space}, but must have Discrete(V), an action a"
-                " token: REINFORCE plays environments such as TextSentiment-v0"
-            )
-        if not env.has_attr("vocabulary"):
-            raise ValueError(
-                "env has no attribute `vocabulary` that says which GPT-2 token each action is: use"
-                " TextSentiment-v0, or give your environment a text_sentiment_env.Vocabulary"
-            )
-        if getattr(env, "norm_obs", False):
-            raise ValueError("env normalises token ids: make VecNormalize with norm_obs=False")
-        return env
+    _wrap_env = staticmethod(wrap_token_env)
 
     def _token_ids(self) -> list[int] | None:
         return None if self.env is None else self.env.get_attr("vocabulary")[0].token_ids.tolist()
 
-    def _start_model(self, pretrained: str | GPT2 | None) -> GPT2 | None:
-        """Puts the start model's shape into `policy_kwargs`, and returns it."""
+    def _begin(self, pretrained: str | GPT2 | None) -> None:
+        """Builds the policy, with the start model's weights or fresh ones, and freezes a copy."""
         token_ids = self._token_ids()
         if token_ids is None:
             raise ValueError("env=None: the policy's vocabulary is the environment's; pass one")
-        if pretrained is not None:
-            if "config" in self.policy_kwargs:
-                raise ValueError("pretrained gives the config: leave it out of policy_kwargs")
-            gpt2 = GPT2.from_pretrained(pretrained) if isinstance(pretrained, str) else pretrained
-            gpt2 = gpt2.restrict(token_ids)
-            self.policy_kwargs["config"] = gpt2.config.to_dict()
-            return gpt2
         config = self.policy_kwargs.get("config")
-        if config is None:
-            return None
-        config = config if isinstance(config, GPT2Config) else GPT2Config.from_dict(dict(config))
-        if config.token_ids is not None:
-            self._check_vocabulary(config)
-        elif config.vocab_size == len(token_ids):
-            config = dataclasses.replace(config, token_ids=tuple(token_ids))
-        self.policy_kwargs["config"] = config.to_dict()
-        return None
-
-    def _check_vocabulary(self, config: GPT2Config) -> None:
-        token_ids = self._token_ids()
-        if (
-            token_ids is not None
-            and config.token_ids is not None
-            and list(config.token_ids) != token_ids
-        ):
-            raise ValueError(
-                f"the policy's vocabulary of {config.vocab_size} tokens is not the environment's of"
-                f" {len(token_ids)}: make the environment with the vocabulary that the policy was"
-                " made for, or a new policy"
-            )
+        gpt2 = GPT2.from_pretrained(pretrained) if isinstance(pretrained, str) else pretrained
+        if gpt2 is not None:
+            if config is not None:
+                raise ValueError("pretrained gives the config: leave it out of policy_kwargs")
+            gpt2 = gpt2.restrict(token_ids)
+            config = gpt2.config
+        if config is not None:
+            width = self.observation_space.shape[0]  # type: ignore[index]
+            config = complete_config(config, len(token_ids), width)
+            self.policy_kwargs["config"] = with_vocabulary(config, token_ids).to_dict()
+        self._setup_model()
+        if gpt2 is not None:
+            self.policy.gpt2.load_state_dict(gpt2.state_dict())
+        self._freeze_reference()
+        self._parallelize()
 
     def _setup_model(self) -> None:
         self._setup_lr_schedule()
@@ -253,20 +202,34 @@ class REINFORCE(Checkpointed):
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         )
         self.policy = self.policy.to(self.device)
-        self._check_vocabulary(self.policy.config)
-        if self.env is not None:
-            self._check_baseline(self.env)
+        with_vocabulary(self.policy.config, self._token_ids())
+        self._resolve_baseline()
 
     def _freeze_reference(self) -> None:
         self.reference = copy.deepcopy(self.policy.gpt2).requires_grad_(False).eval()
 
-    def _spread(self) -> None:
+    def _parallelize(self) -> None:
         """Shares the work with other processes, where there are any."""
-        values = self.baseline == "value"
-        self._score = distributed.spread(self.policy, self.reference, self.parallel, values)
+        policy, reference = self.policy, self.reference
+        self._evaluate_texts = self._evaluate_own_texts
+        if self.parallel == "ddp":
+            self._evaluate_texts = distributed.parallelize_ddp(policy, self._evaluate_own_texts)
+        else:
+            distributed.parallelize_fsdp(
+                policy, policy.gpt2.h, policy.forward_passes(), policy.optimizer
+            )
+            distributed.parallelize_fsdp(reference, reference.h, reference.forward_passes())
         if distributed.world_size() > 1:
             assert self.seed is not None
             distributed.seed_draws(self.seed, self._n_updates)
+
+    def _evaluate_own_texts(self, texts: Tensor, mask: Tensor) -> TokenEvaluation:
+        """The pass with gradients."""
+        result = self.policy.evaluate_texts(texts, mask)
+        if self._baseline.kind != "value":
+            # DDP waits for the gradient of every output: detach the unused values.
+            return result._replace(values=result.values.detach())
+        return result
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seeds all generators; row i of the whole batch is seeded with seed + i."""
@@ -274,39 +237,22 @@ class REINFORCE(Checkpointed):
         if seed is not None and self.env is not None and distributed.rank() > 0:
             self.env.seed(seed + distributed.rank() * self.env.num_envs)
 
-    def _rows(self, env: VecEnv) -> int:
-        """The rows of the whole batch."""
-        return env.num_envs * distributed.world_size()
+    def set_env(self, env: GymEnv | VectorEnv, force_reset: bool = True) -> None:
+        """Goes on with another environment of as many rows and the same spaces."""
+        super().set_env(env, force_reset)  # type: ignore[arg-type]
+        self._resolve_baseline()
 
-    def _check_baseline(self, env: VecEnv) -> None:
-        if len(counts := set(distributed.gather_objects(env.num_envs))) > 1:
+    def _resolve_baseline(self) -> None:
+        """Settles what the baseline's arguments leave open; its moving average stays."""
+        if len(counts := set(distributed.gather_objects(self.n_envs))) > 1:
             raise ValueError(f"env has {sorted(counts)} rows on different ranks: give each as many")
-        B = self._rows(env)
-        baseline = self._baseline(env)
-        if baseline in ("mean", "rloo") and B < 2:
-            raise ValueError(
-                f"baseline={baseline!r} compares a row with others but env has one: make more rows"
-                " (gym.make_vec), or use baseline='ema'"
-            )
-        size = self._group_size(env)
-        if baseline == "rloo" and (size < 2 or B % size):
-            raise ValueError(
-                f"group_size={size} must be at least 2 and divide the {B} rows of env: choose another"
-                " group_size or num_envs"
-            )
-
-    def _baseline(self, env: VecEnv) -> str:
-        if self.baseline == "auto":
-            return "rloo" if self._rows(env) > 1 else "ema"
-        return self.baseline
-
-    def _prompts(self, env: VecEnv) -> list[str]:
-        return list(env.get_attr("prompts")[0]) if env.has_attr("prompts") else [""]
-
-    def _group_size(self, env: VecEnv) -> int:
-        if self.group_size is not None:
-            return self.group_size
-        return DEFAULT_GROUP_SIZE if len(self._prompts(env)) > 1 else self._rows(env)
+        rows, prompts = self.n_envs * distributed.world_size(), [""]
+        if self.env is not None and self.env.has_attr("prompts"):
+            prompts = self.env.get_attr("prompts")[0]
+        average = self._baseline.moving_average if hasattr(self, "_baseline") else None
+        kind = self.baseline if self.env is not None else "none"  # for `predict` alone
+        self._baseline = Baseline(kind, self.group_size, rows, prompts)
+        self._baseline.moving_average = average
 
     # --------------------------------------------------------------------------------------- learn
 
@@ -338,16 +284,23 @@ class REINFORCE(Checkpointed):
             FloatingPointError: when a term of the loss, or the gradient, is not finite. The weights
                 are still those of before the update.
         """
-        self._updates_wanted = total_updates
+        check_integer("total_timesteps", total_timesteps, 0)
+        check_integer("total_updates", total_updates, 0, none=True)
+        if progress_bar and distributed.rank() == 0:
+            callback = add_progress_bar(callback, total_updates)
         total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+            total_timesteps, callback, reset_num_timesteps, tb_log_name
         )
         if reset_num_timesteps:
             self._first_update = self._n_updates
         last_update = math.inf if total_updates is None else self._n_updates + total_updates
         self._stop_requested = False
         callback.on_training_start(locals(), globals())
-        self._restore_random_state()
+        if self._random_states is not None and self.env is not None:
+            checkpoint.restore_random_states(
+                self._random_states, self.env, self.seed, self._n_updates
+            )
+            self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
             began = time.perf_counter()
             callback.on_rollout_start()
@@ -376,13 +329,6 @@ class REINFORCE(Checkpointed):
         """Makes `learn` return after the update that is under way, on all ranks."""
         self._stop_requested = True
 
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        callback = super()._init_callback(callback)
-        if progress_bar and distributed.rank() == 0:
-            callback = CallbackList([callback, ProgressBar(self._updates_wanted)])
-            callback.init_callback(self)
-        return callback
-
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
         """Writes one text a row; None if the callback stops the training.
 
@@ -391,33 +337,27 @@ class REINFORCE(Checkpointed):
         """
         assert self.env is not None
         self.policy.set_training_mode(False)
-        self._draw_prompts(self.env)
+        prompts = self._baseline.draw_prompts(self._prompt_generator)
+        if prompts is not None:
+            own = prompts[distributed.shard(len(prompts))]
+            self.env.set_options([{"prompt": prompt} for prompt in own])
         before = self.num_timesteps
 
-        def on_step(tokens: int) -> bool:
-            self.num_timesteps += tokens
-            callback.update_locals(locals())
+        def on_step(step: dict[str, Any]) -> bool:
+            self.num_timesteps += step["tokens"]
+            callback.update_locals({**step, "self": self})
             return callback.on_step()
 
-        with distributed.unsharded(self.policy):
-            own = collect(self.policy, self.env, on_step)
-        ranks = distributed.gather_objects((self.num_timesteps - before, own is None))
+        with distributed.summon_full_params(self.policy):
+            episodes = collect_episodes(self.policy, self.env, on_step)
+        ranks = distributed.gather_objects((self.num_timesteps - before, episodes is None))
         self.num_timesteps = before + sum(written for written, _ in ranks)
-        if own is None or any(stopped for _, stopped in ranks):
+        if episodes is None or any(stopped for _, stopped in ranks):
             return None
-        self._last_obs = own.texts.cpu().numpy()
-        episodes = distributed.gather_episodes(own)
+        self._last_obs = episodes.texts.cpu().numpy()
+        episodes = episodes.gather()
         self._record_rollout(episodes)
         return episodes
-
-    def _draw_prompts(self, env: VecEnv) -> None:
-        """Gives the rows of a group the same prompt; without groups the environment draws."""
-        prompts = self._prompts(env)
-        if self._baseline(env) == "rloo" and len(prompts) > 1:
-            size = self._group_size(env)
-            B = self._rows(env)
-            drawn = self._prompt_generator.integers(len(prompts), size=B // size).repeat(size)
-            env.set_options([{"prompt": prompts[i]} for i in drawn[distributed.shard(B)]])
 
     # --------------------------------------------------------------------------------------- train
 
@@ -427,65 +367,41 @@ class REINFORCE(Checkpointed):
         Raises:
             FloatingPointError: naming the term that is not finite; no weight has changed.
         """
-        policy, mask, B = self.policy, episodes.mask, len(episodes.texts)
+        policy, reference, B = self.policy, self.reference, len(episodes.texts)
         policy.set_training_mode(True)
-        policy.optimizer.zero_grad(set_to_none=True)  # first, so that old gradients take no room
+        policy.optimizer.zero_grad(set_to_none=True)  # first, because old gradients take memory
         learning_rate = self._set_learning_rate()
-        own, ranks = distributed.shard(B), distributed.world_size()
-        size = self.micro_batch_size or B
-        parts = [
-            slice(first, min(first + size, own.stop)) for first in range(own.start, own.stop, size)
-        ]
-        # One part keeps its graph for the gradient; several are read again, one after the other.
+        parts = episodes.parts(self.micro_batch_size)
+        # A single part keeps its graph for the gradient. Several are evaluated again, one by one.
         with torch.set_grad_enabled(len(parts) == 1):
-            scores = [self._score(*episodes.rows(part)) for part in parts]
+            current = [self._evaluate_texts(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
-            start = [policy.score(*episodes.rows(part), gpt2=self.reference) for part in parts]
-            log_prob, entropy, values = (
-                distributed.gather(torch.cat(rows)) for rows in zip(*scores, strict=True)
-            )  # (B, L)
-            log_ratio = log_prob - distributed.gather(torch.cat([s.log_prob for s in start]))
+            start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
+            log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
+            log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values)
 
-        totals: dict[str, float] = {}
+        totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
-            with distributed.accumulate(self._score, more=i + 1 < len(parts)):
-                now = scores[i] if len(parts) == 1 else self._score(*episodes.rows(part))
-                terms = self.loss_terms(
-                    now, start[i], returns[part], advantages[part], mask[part], B
-                )
-                losses = torch.stack(list(terms.values()))
-                for name, loss in zip(terms, distributed.total(losses).tolist(), strict=True):
-                    totals[name] = totals.get(name, 0.0) + loss
-                    if not math.isfinite(totals[name]):
-                        raise FloatingPointError(
-                            f"update {self._n_updates + 1}: the {name} is {totals[name]}; no weight"
-                            " has been changed. Lower learning_rate, or look at the last texts and"
-                            " rewards"
-                        )
-                (losses.sum() * ranks).backward()  # the mean of the ranks' gradients is their sum
+            with distributed.no_sync(self._evaluate_texts, more=i + 1 < len(parts)):
+                now = current[i] if len(parts) == 1 else self._evaluate_texts(*episodes.rows(part))
+                rows = returns[part], advantages[part], episodes.mask[part]
+                terms = self.loss_terms(now, start[i], *rows, B)
+                # Ranks' gradients are averaged: multiplied by their number, they are summed.
+                loss = torch.stack([*terms.values()]).sum()
+                (loss * distributed.world_size()).backward()
+            for name, term in terms.items():
+                totals[name] = totals.get(name, torch.zeros_like(term)) + term.detach()
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
-        norm = distributed.whole_tensor(norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"update {self._n_updates + 1}: the gradient's norm is {norm}; no weight has been"
-                " changed. Lower learning_rate, or use precision='fp32'"
-            )
+        losses = distributed.all_reduce_sum(torch.stack([*totals.values()]))
+        norm = distributed.full_tensor(norm)
+        measures = finite_measures(totals, losses, norm, self._n_updates + 1)
         policy.optimizer.step()
         self._n_updates += 1
-
-        k3 = torch.expm1(-log_ratio) + log_ratio
-        record = self.logger.record
-        for name, total in totals.items():
-            record(f"train/{name}", total)
-        record("train/loss", sum(totals.values()))
-        record("train/entropy", (entropy.sum() / mask.sum()).item())
-        record("train/kl", log_ratio.sum(1).mean().item())
-        record("train/kl_k3", k3.sum(1).mean().item())
-        record("train/grad_norm", norm.item())
-        record("train/learning_rate", learning_rate)
-        record("train/baseline", ((returns - advantages) * mask).sum().item() / int(mask.sum()))
-        record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self._record("train", measures | {"learning_rate": learning_rate})
+        baseline = returns - advantages
+        self._record("train", update_metrics(episodes.mask, log_ratio, entropy, baseline))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def advantages(
         self, episodes: Episodes, log_ratio: Tensor, values: Tensor
@@ -497,26 +413,11 @@ class REINFORCE(Checkpointed):
             log_ratio: log π - log π_start of each token (B, L), 0 outside the mask.
             values: the value head's (B, L).
         """
-        mask = episodes.mask
-        rewards = episodes.rewards
+        mask, rewards = episodes.mask, episodes.rewards
         if self.kl_estimator == "k1":
             rewards = rewards - self.kl_coef * log_ratio
         returns = monte_carlo_returns(rewards, self.gamma)
-        baseline = torch.zeros_like(returns)
-        assert self.env is not None
-        kind = self._baseline(self.env)
-        if kind == "mean":
-            baseline = leave_one_out(returns, mask, len(returns))
-        elif kind == "rloo":
-            baseline = leave_one_out(returns, mask, self._group_size(self.env))
-        elif kind == "value":
-            baseline = values
-        elif kind == "ema":
-            mean = hold_last(returns, mask).mean(0)
-            if self._ema is not None:  # the first update has no past to compare with
-                baseline = self._ema.to(returns.device).expand_as(returns)
-                mean = EMA_DECAY * self._ema.to(mean.device) + (1 - EMA_DECAY) * mean
-            self._ema = mean
+        baseline = self._baseline.of(returns, mask, values)
         advantages = (returns - baseline) * mask
         if self.normalize_advantage:
             written = advantages[mask]
@@ -525,8 +426,8 @@ class REINFORCE(Checkpointed):
 
     def loss_terms(
         self,
-        scores: Scores,
-        start: Scores,
+        current: TokenEvaluation,
+        start: TokenEvaluation,
         returns: Tensor,
         advantages: Tensor,
         mask: Tensor,
@@ -534,28 +435,30 @@ class REINFORCE(Checkpointed):
     ) -> dict[str, Tensor]:
         """The terms of the loss of some rows, weighted; their sum is minimised.
 
-        Each is summed over an episode's tokens and divided by the rows of the whole batch, so that the
-        parts of a batch add up.
+        Each is summed over an episode's tokens and divided by the rows of the whole batch, so that
+        the parts of a batch add up.
+
+        Args:
+            current: the policy's evaluation of the rows (b, L), with gradients.
+            start: the start model's.
+            returns, advantages, mask: of the rows, (b, L).
+            batch_size: rows of the whole batch.
         """
-        terms = {"policy_gradient_loss": -(advantages * scores.log_prob)}
+        terms = {"policy_gradient_loss": -(advantages * current.log_prob)}
         if self.ent_coef:
-            terms["entropy_loss"] = -self.ent_coef * scores.entropy
+            terms["entropy_loss"] = -self.ent_coef * current.entropy
         if self.kl_coef and self.kl_estimator == "k3":
-            log_ratio = scores.log_prob - start.log_prob
+            log_ratio = current.log_prob - start.log_prob
             terms["kl_loss"] = self.kl_coef * (torch.expm1(-log_ratio) + log_ratio)
-        assert self.env is not None
-        if self._baseline(self.env) == "value":
-            terms["value_loss"] = self.vf_coef * 0.5 * ((scores.values - returns) * mask) ** 2
+        if self._baseline.kind == "value":
+            terms["value_loss"] = self.vf_coef * 0.5 * ((current.values - returns) * mask) ** 2
         return {name: term.sum() / batch_size for name, term in terms.items()}
 
     def _set_learning_rate(self) -> float:
         left = self._current_progress_remaining
-        rate = self.lr_schedule(left)
-        if self.lr_decay == "linear":
-            rate *= left
-        elif self.lr_decay == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * (1 - left)))
-        rate *= min(1.0, (self._n_updates + 1) / (self.warmup_updates + 1))
+        warm = min(1.0, (self._n_updates + 1) / (self.warmup_updates + 1))
+        rate = self.lr_schedule(left) * warm * learning_rate_factor(self.lr_decay, left)
+        check_number("learning_rate (of the schedule)", rate, 0)
         for group in self.policy.optimizer.param_groups:
             group["lr"] = rate
         return rate
@@ -563,25 +466,17 @@ class REINFORCE(Checkpointed):
     # ----------------------------------------------------------------------------------------- log
 
     def _record_rollout(self, episodes: Episodes) -> None:
-        totals = episodes.rewards.sum(1).cpu().numpy()
-        lengths = episodes.mask.sum(1).cpu().numpy()
-        infos = episodes.infos
+        returns, lengths = episodes.rewards.sum(1).tolist(), episodes.mask.sum(1).tolist()
         assert self.ep_info_buffer is not None
-        for total, length in zip(totals.tolist(), lengths.tolist(), strict=True):
-            self.ep_info_buffer.append({"r": total, "l": length})
-        self._episode_num += len(totals)
-        record = self.logger.record
-        record("rollout/ep_rew_mean", float(totals.mean()))
-        record("rollout/ep_rew_std", float(totals.std()))
-        record("rollout/ep_len_mean", float(lengths.mean()))
-        # A text that has ended by itself wrote one token more than `length` counts.
-        if all("length" in info for info in infos):
-            own = [n > info["length"] for n, info in zip(lengths, infos, strict=True)]
-            record("rollout/end_rate", float(np.mean(own)))
-        numbers = (int, float, np.number)
-        for name in infos[0]:
-            if all(isinstance(info.get(name), numbers) for info in infos) and "." not in name:
-                record(f"rollout/{name}", float(np.mean([info[name] for info in infos])))
+        self.ep_info_buffer.extend(
+            {"r": r, "l": length} for r, length in zip(returns, lengths, strict=True)
+        )
+        self._episode_num += len(returns)
+        self._record("rollout", rollout_metrics(episodes))
+
+    def _record(self, group: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self.logger.record(f"{group}/{name}", value)
 
     def _dump_logs(self) -> None:
         seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
@@ -592,7 +487,160 @@ class REINFORCE(Checkpointed):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
+    # --------------------------------------------------------------------------- save and load
 
-def _check(value: str, name: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
+
+    def save(self, path: Target, exclude: Any = None, include: Any = None) -> None:
+        """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
+
+        It holds what shapes the rest of the run: weights of policy and start model, optimiser,
+        counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
+        Of several ranks all must call this; the first writes, and it is done when it returns.
+
+        Args:
+            path: a file, `.zip` is added; or a binary stream.
+            exclude, include: SB3's, not supported.
+
+        Raises:
+            ValueError: for `exclude` or `include`.
+        """
+        if exclude or include:
+            raise ValueError(
+                "exclude and include are not supported: a checkpoint holds all it needs"
+            )
+        arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
+        if callable(arguments["learning_rate"]):
+            arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
+        kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
+        groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
+        states = self._random_states
+        if states is None:
+            rows = [] if self.env is None else self.env.get_attr("np_random")
+            states = distributed.gather_objects(checkpoint.random_state(rows))
+        data = {
+            "arguments": arguments,
+            "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
+            "observation_length": self.observation_space.shape[0],  # type: ignore[index]
+            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "optimizer_groups": groups,
+            "prompt_generator": self._prompt_generator.bit_generator.state,
+            "random_state": states[0],
+            "other_ranks": states[1:],
+        }
+        average = self._baseline.moving_average
+        tensors = {
+            "policy": distributed.full_state_dict(self.policy.state_dict()),
+            "optimizer": distributed.full_state_dict(optimizer),
+            "reference": distributed.full_state_dict(self.reference.state_dict()),
+            "baseline": {} if average is None else {"ema": average},
+        }
+        if distributed.rank() == 0:
+            checkpoint.write_archive(path, data, tensors)
+        distributed.wait()
+
+    @classmethod
+    def load(
+        cls,
+        path: Target,
+        env: GymEnv | VectorEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        policy_class: type[GPT2Policy] = GPT2Policy,
+        **arguments: Any,
+    ) -> REINFORCE:
+        """Loads a checkpoint of `save`; no pickled code is run.
+
+        `learn(..., reset_num_timesteps=False)` then goes on as if the run had not been interrupted.
+
+        Args:
+            path: the file, with or without `.zip`, or a binary stream.
+            env: the environment to go on with; None: for `predict` alone.
+            device: where to put the model.
+            custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others
+                change nothing.
+            policy_class: the class of the policy.
+            **arguments: replace the constructor's arguments that the checkpoint holds.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is damaged, or made for another vocabulary or observation.
+        """
+        if custom_objects:
+            raise ValueError("custom_objects is not supported: pass arguments by their names")
+        data, tensors = checkpoint.read_archive(path)
+        checkpoint.check_contents(data, tensors)
+        if unknown := sorted(
+            set(arguments) - set(cls.ARGUMENTS) - {"parallel", "tensorboard_log", "verbose"}
+        ):
+            raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
+        merged = {**data["arguments"], **arguments}
+        if merged["learning_rate"] is None:
+            raise ValueError(
+                "the checkpoint's learning_rate was a function, which isn't stored: pass it again,"
+                " REINFORCE.load(..., learning_rate=...)"
+            )
+        model: Any = cls(
+            policy_class,
+            env,
+            device=device,
+            policy_kwargs=data["policy_kwargs"],
+            _init_setup_model=False,
+            **merged,
+        )
+        length, size = data["observation_length"], data["policy_kwargs"]["config"]["vocab_size"]
+        if env is None:
+            model.observation_space = spaces.Box(0, size, (length,), np.int64)
+            model.action_space = spaces.Discrete(size)
+            model.n_envs = 1
+        else:
+            with_vocabulary(data["policy_kwargs"]["config"], model._token_ids())
+            if model.observation_space.shape != (length,):
+                raise ValueError(
+                    f"the checkpoint's observations hold {length} tokens, env's"
+                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"
+                    " trained with"
+                )
+        # The order matters. The policy is built first, with fresh weights. Its copy becomes the start
+        # model, of the same shape. Counters come before `_parallelize`, which seeds each rank's draws
+        # by the number of updates. Weights and optimiser come last, because FSDP splits up tensors
+        # and each rank then loads its part. Random states wait for `learn`: building drew numbers.
+        model._setup_model()
+        model._freeze_reference()
+        for name, value in data["counters"].items():
+            setattr(model, name, value)
+        model._baseline.moving_average = tensors["baseline"].get("ema")
+        model._prompt_generator.bit_generator.state = data["prompt_generator"]
+        model._random_states = [data["random_state"], *data.get("other_ranks", [])]
+        model._parallelize()
+        model._load_weights(data, tensors)
+        checkpoint.check_tensors("reference", tensors["reference"], model.reference.state_dict())
+        distributed.load_full_state_dict(model.reference, tensors["reference"])
+        return model
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Target | dict[str, Any],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
+        if isinstance(load_path_or_dict, dict):
+            return super().set_parameters(load_path_or_dict, exact_match, device)
+        return self._load_weights(*checkpoint.read_archive(load_path_or_dict))
+
+    def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+        self.policy.check_same_shape(data["policy_kwargs"]["config"])
+        checkpoint.check_tensors("policy", tensors["policy"], self.policy.state_dict())
+        distributed.load_full_state_dict(self.policy, tensors["policy"])
+        optimizer = self.policy.optimizer
+        groups = data["optimizer_groups"]
+        state = checkpoint.optimizer_state_dict(groups, tensors["optimizer"], optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for index, values in state["state"].items():
+            for name, value in values.items():
+                values[name] = distributed.shard_like(value, parameters[index])
+        optimizer.load_state_dict(state)

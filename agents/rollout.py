@@ -1,4 +1,4 @@
-"""Writing whole episodes with a policy, one a row of a vector environment."""
+"""Whole episodes, written by a policy in the rows of a vector environment."""
 
 from __future__ import annotations
 
@@ -11,45 +11,61 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents import distributed
 from agents.policy import GPT2Policy
 
 
 @dataclass
 class Episodes:
-    """One finished episode a row; arrays (B, L), a column a place of the observation."""
+    """One finished episode a row; arrays (B, L), a column for each place of the observation."""
 
     texts: Tensor  # int64: the final observations
     mask: Tensor  # bool: the places that the agent wrote
-    rewards: Tensor  # float32: what the environment paid for each of them
+    rewards: Tensor  # float32: the environment's reward for each of them
     infos: list[dict[str, Any]]  # the last step's, a row
 
     def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Texts and mask of some rows."""
         return self.texts[rows], self.mask[rows]
 
+    def parts(self, size: int | None) -> list[slice]:
+        """This rank's rows, at most `size` at a time."""
+        own = distributed.shard(len(self.texts))
+        size = size or len(self.texts)
+        starts = range(own.start, own.stop, size)
+        return [slice(first, min(first + size, own.stop)) for first in starts]
 
-def collect(
+    def gather(self) -> Episodes:
+        """The whole batch, of which each rank holds its own rows."""
+        infos = [info for infos in distributed.gather_objects(self.infos) for info in infos]
+        texts, mask, rewards = map(distributed.gather, (self.texts, self.mask, self.rewards))
+        return Episodes(texts, mask, rewards, infos)
+
+
+def collect_episodes(
     policy: GPT2Policy,
     env: VecEnv,
-    on_step: Callable[[int], bool] = lambda tokens: True,
+    on_step: Callable[[dict[str, Any]], bool] = lambda step: True,
     deterministic: bool = False,
 ) -> Episodes | None:
     """Resets the environment and writes one text a row.
 
-    The policy writes each text to its end in one go, and the environment is then shown one token after
-    another: the same as asking the policy at every step, since the tokens written are all there is to see.
+    Draft and replay: the policy drafts each text to its end on the device, and the environment is
+    then stepped through the drafted tokens. The result equals asking the policy at every step,
+    because an observation shows nothing but the tokens written.
 
-    A row whose text has ended restarts, as SB3's rows do. It then writes action 0, which ends nothing,
-    so that its new text outlasts the others' and is dropped at the next reset.
+    A row whose text has ended restarts, as SB3's rows do. It then writes action 0, which ends
+    nothing, so that its new text outlasts the others and is dropped at the next reset.
 
     Args:
-        policy: what writes.
+        policy: writes the texts.
         env: its rows are the batch.
-        on_step: told after each step how many tokens were written in it; False stops.
-        deterministic: the likeliest tokens instead of draws.
+        on_step: called after each step with its `rewards`, `dones` and `infos`, a row each as SB3's
+            callbacks see them, and the number of `tokens` written; False stops.
+        deterministic: takes the likeliest tokens instead of sampling.
 
     Returns:
-        The episodes on the policy's device, or None if it was stopped.
+        The episodes on the policy's device, or None if `on_step` stopped.
 
     Raises:
         ValueError: if the environment shows another text than was written.
@@ -57,7 +73,7 @@ def collect(
     obs = np.asarray(env.reset())
     B, L = obs.shape
     max_tokens = env.get_attr("max_tokens")[0] if env.has_attr("max_tokens") else L
-    pad = policy.config.vocab_size
+    pad = policy.pad_index
     texts, mask, rewards = obs.copy(), np.zeros(obs.shape, bool), np.zeros(obs.shape, np.float32)
     infos: list[dict[str, Any]] = [{} for _ in range(B)]
     lengths = (obs != pad).sum(1)
@@ -68,25 +84,23 @@ def collect(
         places = rows, lengths[rows]
         if (draft[places] == pad).any():  # at the start, or where the limit was not known
             shown = torch.as_tensor(obs, device=policy.device)
-            draft = policy.write(shown, max_tokens, deterministic).cpu().numpy()
+            draft = policy.generate_texts(shown, max_tokens, deterministic).cpu().numpy()
         actions = np.zeros(B, np.int64)
         actions[rows] = draft[places]
         obs, step_rewards, dones, step_infos = env.step(actions)  # type: ignore[assignment]
         texts[places], mask[places], rewards[places] = actions[rows], True, step_rewards[rows]
         lengths[rows] += 1
-        for row in np.flatnonzero(writing & dones):
+        ended = writing & dones
+        for row in np.flatnonzero(ended):
             infos[row] = step_infos[row]
-        writing &= ~dones
+        writing &= ~ended
         if not np.array_equal(obs[writing], texts[writing]):
             raise ValueError(
-                "env shows another text than the tokens written, from which alone can be learned: take"
-                " off the wrapper that changes observations or actions"
+                "env shows another text than the tokens written, from which alone REINFORCE can"
+                " learn: take off the wrapper that changes observations or actions"
             )
-        if not on_step(len(rows)):
+        step = {"rewards": step_rewards, "dones": ended, "infos": step_infos, "tokens": len(rows)}
+        if not on_step(step):
             return None
-    return Episodes(
-        torch.as_tensor(texts, device=policy.device),
-        torch.as_tensor(mask, device=policy.device),
-        torch.as_tensor(rewards, device=policy.device),
-        infos,
-    )
+    tensors = [torch.as_tensor(x, device=policy.device) for x in (texts, mask, rewards)]
+    return Episodes(tensors[0], tensors[1], tensors[2], infos)

@@ -41,7 +41,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 import text_sentiment_env
 from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv, TokenEmbedding
-from agents.returns import BASELINES
+from agents.advantages import BASELINES
 
 BINS = 40  # points of a learning curve
 SB3_ROWS = REINFORCE_ROWS = 16

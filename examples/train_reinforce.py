@@ -33,8 +33,8 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 import text_sentiment_env
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, distributed
 from agents.evaluation import evaluate
-from agents.reinforce import KL_ESTIMATORS, LR_DECAYS
-from agents.returns import BASELINES
+from agents.hyperparameters import KL_ESTIMATORS, LR_DECAYS
+from agents.advantages import BASELINES
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
 HERE = Path(__file__).parent
@@ -396,8 +396,8 @@ def run(args: argparse.Namespace) -> int:
 
     def measure(gpt2: GPT2) -> tuple[dict[str, Any], GPT2]:
         """Measures of a model's texts, and a copy of it, for the first rank; the others go on."""
-        weights = distributed.whole(gpt2.state_dict())
-        with distributed.unsharded(model.reference):
+        weights = distributed.full_state_dict(gpt2.state_dict())
+        with distributed.summon_full_params(model.reference):
             if not first:
                 return {}, gpt2
             with torch.random.fork_rng(devices=[]):

@@ -165,7 +165,7 @@ def probabilities(policy):
     for row, text in enumerate(texts):
         places[row, : len(text)] = torch.tensor(text)
     with torch.no_grad():
-        return places, policy.score(places, places < PAD).log_prob.double().sum(1).exp().numpy()
+        return places, policy.evaluate_texts(places, places < PAD).log_prob.double().sum(1).exp().numpy()
 
 
 def test_sampled_frontier_and_gap_are_the_enumerated_ones():

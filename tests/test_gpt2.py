@@ -10,8 +10,9 @@ from gpt2_helpers import SIZE, SIZES, huggingface, ours, random_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agents.gpt2
-from agents.gpt2 import END_OF_TEXT_ID, GPT2, GPT2Config, KVCache, sample, warp
+from agents.gpt2 import END_OF_TEXT_ID, GPT2, GPT2Config, KVCache, _Decoding, sample
+from agents.log_probs import Chunks, log_probs
+from agents.sampling import apply_temperature_and_top_k
 
 EXACT = {"rtol": 0, "atol": 1e-9}  # for float64
 
@@ -157,7 +158,7 @@ def test_sampling_draws_from_huggingfaces_distribution(prompts, temperature, top
         u = torch.rand(4, dtype=torch.float64, generator=generator)
         logits = torch.cat([hf(text).logits[:, -1] for text in texts])
         want = processors(None, logits)
-        torch.testing.assert_close(warp(logits, temperature, top_k), want)
+        torch.testing.assert_close(apply_temperature_and_top_k(logits, temperature, top_k), want)
         token = sample(want, u=u)
         assert torch.equal(got[:, step], token)
         texts = [torch.cat([text, t.view(1, 1)], 1) for text, t in zip(texts, token, strict=True)]
@@ -166,7 +167,7 @@ def test_sampling_draws_from_huggingfaces_distribution(prompts, temperature, top
 def test_warp_keeps_ties_of_the_kth_logit_as_huggingface_does():
     logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]])
     want = transformers.TopKLogitsWarper(2)(None, logits)
-    assert torch.equal(warp(logits, top_k=2), want)
+    assert torch.equal(apply_temperature_and_top_k(logits, top_k=2), want)
     assert want.isfinite().sum() == 3
 
 
@@ -472,21 +473,22 @@ def plain_log_probs(gpt2, hidden, tokens):
 
 
 @pytest.mark.parametrize(
-    "held",
+    "chunks",
     [(100, 100, 10**6), (1, 3, 10**6), (4, 3, 10**6), (3, 4, 252), (4, 4, 253)],
     ids="rows forwards, backwards and kept {}".format,
 )
 @pytest.mark.parametrize("weights", [(1, 0), (0, 1), (1, 1)], ids=["log-prob", "entropy", "both"])
-def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(monkeypatch, held, weights):
-    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", held)
+def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(chunks, weights):
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2)).double()
     gpt2.wte.weight.data *= 30  # tokens far from equally likely
     hidden = torch.randn(11, 16, dtype=torch.float64, requires_grad=True)
     tokens = torch.randint(23, (11,))
     outcomes = []
-    for method in (GPT2.log_probs, plain_log_probs):
-        values = method(gpt2, hidden, tokens)
+    for values in (
+        log_probs(hidden, gpt2.wte.weight, tokens, chunks=Chunks(*chunks)),
+        plain_log_probs(gpt2, hidden, tokens),
+    ):
         loss = sum(
             w * (v * torch.linspace(-1, 2, 11)).sum() for w, v in zip(weights, values, strict=True)
         )
@@ -494,14 +496,14 @@ def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(monkeypa
     torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
 
 
-def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision(monkeypatch):
-    monkeypatch.setitem(agents.gpt2._LOGITS, "cpu", (2, 3, 0))
+def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision():
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
     hidden, tokens = torch.randn(9, 32, requires_grad=True), torch.randint(50, (9,))
-    exact = gpt2.log_probs(hidden, tokens)
+    arguments = hidden, gpt2.wte.weight, tokens, True, Chunks(2, 3, 0)
+    exact = log_probs(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
-        half = gpt2.log_probs(hidden, tokens)
+        half = log_probs(*arguments)
     assert half[0].dtype == torch.float32
     torch.testing.assert_close(half, exact, atol=0.02, rtol=0)
     gradients = [torch.autograd.grad(x[0].sum(), gpt2.wte.weight)[0] for x in (half, exact)]
@@ -527,31 +529,46 @@ def generation(end=3, **arguments):
     }
 
 
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged prompts", "equal prompts"])
 @pytest.mark.parametrize(
     "arguments", [{}, {"greedy": True}, {"top_k": 4}, {"end": None}, {"end": -1}], ids=str
 )
-def test_generation_is_the_same_where_values_are_not_looked_at(monkeypatch, arguments):
-    """What a GPU does: no row is left out, all of the cache is looked at through a mask."""
-    greedy = "greedy" in arguments
-    gpt2, arguments = generation(**arguments)
-    torch.manual_seed(1)
-    expected = gpt2.generate(**arguments)
-    monkeypatch.setattr(agents.gpt2, "_readable", lambda x: False)
-    torch.manual_seed(1)
-    assert torch.equal(gpt2.generate(**arguments), expected)
-    if arguments["end_index"] == 3:
+@torch.no_grad()
+def test_both_ways_of_decoding_write_the_same(arguments, ragged):
+    """Rows that end are dropped on a CPU; on a GPU, and in a CUDA graph, all decode to the end."""
+    gpt2, given = generation(**arguments)
+    settings = _Decoding(15, 1.0, given.get("top_k"), given["end_index"])
+    u = None if "greedy" in given else torch.rand(15, 9, dtype=torch.float64)
+    inputs = given["ids"], given["lengths"] if ragged else None, u, settings
+    expected = gpt2._decode_dropping(*inputs)
+    assert torch.equal(gpt2._decode_static(*inputs), expected)
+    if settings.end == 3:
         first = (expected == 3).long().argmax(1).tolist()
-        assert greedy or len(set(first)) > 3, "rows end at many places"
+        assert "greedy" in given or len(set(first)) > 3, "rows end at many places"
 
 
-def test_generation_on_a_device_looks_at_no_value(monkeypatch):
+def test_generate_is_one_of_them():
+    gpt2, given = generation()
+    torch.manual_seed(1)
+    new = gpt2.generate(**given)
+    torch.manual_seed(1)
+    u = torch.rand(15, 9, dtype=torch.float64)
+    settings = _Decoding(15, 1.0, None, 3)
+    with torch.no_grad():
+        assert torch.equal(new, gpt2._decode_static(given["ids"], given["lengths"], u, settings))
+
+
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged prompts", "equal prompts"])
+@torch.no_grad()
+def test_static_decoding_reads_no_value(monkeypatch, ragged):
     """Tensors of the meta device have none: a look, as would break a CUDA graph, is an error."""
-    gpt2, arguments = generation()
+    gpt2, given = generation()
     new_cache = functools.partial(KVCache, gpt2.config, device="meta")
     monkeypatch.setattr(gpt2, "new_cache", new_cache)  # autocast knows of no such device
-    inputs = (arguments["ids"], arguments["lengths"], torch.rand(15, 9, dtype=torch.float64))
-    with torch.no_grad():
-        new = gpt2.to("meta")._continue(*(x.to("meta") for x in inputs), 15, 1.0, 4, 3)
+    u = torch.rand(15, 9, dtype=torch.float64, device="meta")
+    lengths = given["lengths"].to("meta") if ragged else None
+    settings = _Decoding(15, 1.0, 4, 3)
+    new = gpt2.to("meta")._decode_static(given["ids"].to("meta"), lengths, u, settings)
     assert new.shape == (9, 15)
 
 

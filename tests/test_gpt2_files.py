@@ -7,7 +7,7 @@ import torch
 import transformers
 from gpt2_helpers import SIZE, SIZES, huggingface, ours, random_ids
 
-from agents import gpt2 as gpt2_module
+from agents import pretrained
 from agents.gpt2 import END_OF_TEXT_ID, GPT2, GPT2Config
 
 
@@ -212,7 +212,7 @@ def test_a_failing_save_leaves_the_earlier_one(tmp_path, monkeypatch):
         file.write_bytes(b"half a file")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(gpt2_module, "save_file", full_disk)
+    monkeypatch.setattr(pretrained, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         second.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
@@ -350,12 +350,12 @@ def test_a_model_in_the_hubs_cache_is_loaded(hf, saved, monkeypatch):
 
 
 def test_the_models_own_name_without_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt2_module.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(pretrained.resources, "files", lambda package: tmp_path)
     with pytest.raises(FileNotFoundError, match="'reviews' is missing from this installation"):
         GPT2.from_pretrained("reviews")
 
 
 def test_the_models_own_name_is_a_directory_of_the_package(hf, tmp_path, monkeypatch):
     hf.save_pretrained(tmp_path / "data" / "reviews")
-    monkeypatch.setattr(gpt2_module.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(pretrained.resources, "files", lambda package: tmp_path)
     assert_same_weights(GPT2.from_pretrained("reviews"), ours(hf))

@@ -45,8 +45,8 @@ class CheckedPolicy(GPT2Policy):
 
     checks = 0
 
-    def read(self, obs):
-        hidden = super().read(obs)
+    def last_hidden(self, obs):
+        hidden = super().last_hidden(obs)
         if not torch.is_grad_enabled():
             end = self.config.vocab_size - 1
             for got, row in zip(hidden, obs, strict=True):

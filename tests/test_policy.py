@@ -54,7 +54,7 @@ def test_prefix_cache_equals_full_reads(data, batch):
         # From each text on, as an episode goes on.
         for _ in range(3):
             with torch.no_grad():
-                torch.testing.assert_close(policy.read(obs), uncached(policy, obs))
+                torch.testing.assert_close(policy.last_hidden(obs), uncached(policy, obs))
             lengths = (obs < V).sum(1)
             for row in range(batch):
                 if lengths[row] < L and data.draw(st.booleans()):
@@ -79,7 +79,7 @@ def test_prefix_cache_over_autoresetting_rollouts(mode, prompts):
     with torch.no_grad():
         for _ in range(40):
             obs = torch.as_tensor(obs)
-            hidden = policy.read(obs)
+            hidden = policy.last_hidden(obs)
             for row in range(5):
                 text = obs[row][obs[row] < 5].tolist()
                 expected = policy.gpt2.hidden(torch.tensor([[4, *text]]))[0, -1]
@@ -93,12 +93,12 @@ def test_prefix_cache_over_autoresetting_rollouts(mode, prompts):
 def test_only_new_tokens_are_read():
     policy = make_policy()
     with torch.no_grad():
-        policy.read(observation([1, 2, 3], [4]))
+        policy.last_hidden(observation([1, 2, 3], [4]))
         cache = policy.prefix_cache(2)
         assert (cache.tokens_read, cache.tokens_reused) == (4 + 2, 0)
-        policy.read(observation([1, 2, 3, 0], [4, 4]))
+        policy.last_hidden(observation([1, 2, 3, 0], [4, 4]))
         assert (cache.tokens_read, cache.tokens_reused) == (6 + 2, 4 + 2)
-        policy.read(observation([1, 2, 3, 0, 1], [2]))  # the second row restarts
+        policy.last_hidden(observation([1, 2, 3, 0, 1], [2]))  # the second row restarts
         assert cache.tokens_read == 8 + 2
 
 
@@ -125,10 +125,10 @@ def test_changed_weights_empty_the_cache(change, copied):
     policy = copy.deepcopy(make_policy()) if copied else make_policy()
     obs = observation([1, 2], [3])
     with torch.no_grad():
-        before = policy.read(obs)
+        before = policy.last_hidden(obs)
     change(policy)
     with torch.no_grad():
-        after = policy.read(obs)
+        after = policy.last_hidden(obs)
         torch.testing.assert_close(after, uncached(policy, obs))
     assert not torch.allclose(before, after)
 
@@ -152,7 +152,7 @@ def test_score_agrees_with_step_by_step_reading():
     mask = texts < V
     for row, start in enumerate(starts):
         mask[row, :start] = False
-    scores = policy.score(texts, mask)
+    scores = policy.evaluate_texts(texts, mask)
     assert scores.log_prob.shape == texts.shape
     for row in range(3):
         for column in range(L):
@@ -170,8 +170,8 @@ def test_padding_changes_nothing():
     policy = make_policy()
     short, long = observation([1, 2]), observation([1, 2], [3] * L)
     mask = short < V
-    alone = policy.score(short, mask)
-    beside = policy.score(long, torch.cat([mask, long[1:] < V]))
+    alone = policy.evaluate_texts(short, mask)
+    beside = policy.evaluate_texts(long, torch.cat([mask, long[1:] < V]))
     for a, b in zip(alone, beside, strict=True):
         torch.testing.assert_close(a[0], b[0])
 
@@ -220,9 +220,9 @@ def test_bf16_keeps_ids_and_probabilities_out():
     assert values.dtype == log_prob.dtype == torch.float32
     exact = make_policy()
     mask = obs < V
-    half = policy.score(obs, mask).log_prob
+    half = policy.evaluate_texts(obs, mask).log_prob
     assert half.dtype == torch.float32
-    torch.testing.assert_close(half, exact.score(obs, mask).log_prob, atol=0.15, rtol=0)
+    torch.testing.assert_close(half, exact.evaluate_texts(obs, mask).log_prob, atol=0.15, rtol=0)
     total = policy.get_distribution(obs).distribution.logits.exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0))
 

@@ -94,8 +94,8 @@ def exact_gradient(model, texts, rewards, *, kl_coef=0.0, ent_coef=0.0, gamma=1.
     """
     policy = model.policy
     batch = episodes_of(texts, rewards)
-    scores = policy.score(batch.texts, batch.mask)
-    start = policy.score(batch.texts, batch.mask, gpt2=model.reference)
+    scores = policy.evaluate_texts(batch.texts, batch.mask)
+    start = policy.evaluate_texts(batch.texts, batch.mask, gpt2=model.reference)
     log_ratio = (scores.log_prob - start.log_prob).detach()
     paid = batch.rewards - kl_coef * log_ratio
     p = scores.log_prob.sum(1).exp()
@@ -122,9 +122,9 @@ def estimate(model, texts, rewards, rows):
     """The gradient that `train` would step along for a batch of these episodes."""
     policy = model.policy
     batch = episodes_of([texts[i] for i in rows], [rewards[i] for i in rows])
-    scores = policy.score(batch.texts, batch.mask)
+    scores = policy.evaluate_texts(batch.texts, batch.mask)
     with torch.no_grad():
-        start = policy.score(batch.texts, batch.mask, gpt2=model.reference)
+        start = policy.evaluate_texts(batch.texts, batch.mask, gpt2=model.reference)
         returns, advantages = model.advantages(
             batch, scores.log_prob - start.log_prob, scores.values
         )
@@ -151,7 +151,7 @@ def test_expected_estimate_is_the_exact_gradient(baseline, terms):
     expected = torch.zeros_like(exact_gradient(model, texts, rewards))
     total = 0.0
     for rows in itertools.product(range(len(texts)), repeat=2):
-        model._ema = ema.clone() if baseline == "ema" else None
+        model._baseline.moving_average = ema.clone() if baseline == "ema" else None
         p, gradient = estimate(model, texts, rewards, rows)
         expected += p * gradient
         total += p
@@ -183,8 +183,8 @@ def test_k3_is_zero_mean_error_of_k1():
     model, texts, rewards = toy()
     batch = episodes_of(texts, rewards)
     with torch.no_grad():
-        scores = model.policy.score(batch.texts, batch.mask)
-        start = model.policy.score(batch.texts, batch.mask, gpt2=model.reference)
+        scores = model.policy.evaluate_texts(batch.texts, batch.mask)
+        start = model.policy.evaluate_texts(batch.texts, batch.mask, gpt2=model.reference)
     ratio = scores.log_prob - start.log_prob
     p = scores.log_prob.sum(1).exp()
     k1 = (p * ratio.sum(1)).sum()
@@ -234,7 +234,7 @@ def test_row_order_changes_nothing(baseline):
     order = torch.randperm(8)
     shuffled = Episodes(batch.texts[order], batch.mask[order], batch.rewards[order], batch.infos)
     expected = gradients(model, batch)
-    model._ema = None
+    model._baseline.moving_average = None
     torch.testing.assert_close(gradients(model, shuffled), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.returns import hold_last, leave_one_out, monte_carlo_returns
+from agents.advantages import extend_last_return, leave_one_out, monte_carlo_returns
 
 
 @given(
@@ -20,7 +20,7 @@ def test_returns_are_discounted_sums(rewards, gamma):
 def test_an_ended_episode_keeps_its_last_return():
     returns = torch.tensor([[1.0, 2, 0, 0], [5, 6, 7, 8]])
     mask = torch.tensor([[True, True, False, False], [False, True, True, True]])
-    assert hold_last(returns, mask).tolist() == [[1, 2, 2, 2], [5, 6, 7, 8]]
+    assert extend_last_return(returns, mask).tolist() == [[1, 2, 2, 2], [5, 6, 7, 8]]
 
 
 def test_leave_one_out_within_groups():

@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from agents import GPT2Config, GPT2Policy, SB3VecEnv
 from agents.gpt2 import sample
-from agents.rollout import collect
+from agents.rollout import collect_episodes
 
 WORDS = [" good", " bad", " film", " not"]
 END, PAD, ROWS, STEPS = 4, 5, 7, 6
@@ -69,7 +69,7 @@ def test_whole_episodes_are_those_written_step_by_step(mode, prompts, determinis
     for seed in range(3):
         env.seed(seed)
         torch.manual_seed(seed)
-        batch = collect(policy, env, deterministic=deterministic)
+        batch = collect_episodes(policy, env, deterministic=deterministic)
         torch.manual_seed(seed)
         u = torch.rand(STEPS, ROWS, dtype=torch.float64)  # what `generate` draws
         env.seed(seed)
@@ -87,9 +87,9 @@ def test_a_batch_is_written_in_one_go(monkeypatch):
     env = make_envs(PROMPTS)
     policy = make_policy(env)
     calls = []
-    write = policy.write
-    monkeypatch.setattr(policy, "write", lambda *a: calls.append(a) or write(*a))
-    collect(policy, env)
+    write = policy.generate_texts
+    monkeypatch.setattr(policy, "generate_texts", lambda *a: calls.append(a) or write(*a))
+    collect_episodes(policy, env)
     assert len(calls) == 1
 
 
@@ -110,12 +110,12 @@ def test_an_environment_that_changes_the_text_is_refused():
     """Its texts would be scored as if the policy had seen what it wrote itself."""
     env = Interjects(make_envs())
     with pytest.raises(ValueError, match="env shows another text than the tokens written"):
-        collect(make_policy(env), env)
+        collect_episodes(make_policy(env), env)
 
 
 def test_an_environment_that_does_not_say_its_limit(monkeypatch):
     env = make_envs(PROMPTS)
     policy = make_policy(env)
     monkeypatch.setattr(env, "has_attr", lambda name: name != "max_tokens")
-    batch = collect(policy, env)
+    batch = collect_episodes(policy, env)
     assert (batch.mask.sum(1) <= STEPS).all()

@@ -1,12 +1,18 @@
-"""The progress bar of REINFORCE."""
+"""Callbacks of REINFORCE."""
 
 from __future__ import annotations
 
-from stable_baselines3.common.callbacks import ProgressBarCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    ConvertCallback,
+    ProgressBarCallback,
+)
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 
 class ProgressBar(ProgressBarCallback):
-    """SB3's bar, which counts rows; ours counts written tokens, or updates."""
+    """SB3's bar counts rows; this one counts updates, or written tokens."""
 
     def __init__(self, total_updates: int | None) -> None:
         """Counts to `total_updates`; None: to the tokens that `learn` was given."""
@@ -37,3 +43,10 @@ class ProgressBar(ProgressBarCallback):
     def _move(self) -> None:
         self.pbar.update(self._count() - self._seen)
         self._seen = self._count()
+
+
+def add_progress_bar(callback: MaybeCallback, total_updates: int | None) -> CallbackList:
+    """`callback`, in any form that SB3 takes, followed by a progress bar."""
+    given = callback if isinstance(callback, list) else [] if callback is None else [callback]
+    callbacks = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
+    return CallbackList([*callbacks, ProgressBar(total_updates)])

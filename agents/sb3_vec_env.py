@@ -7,7 +7,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -39,21 +41,31 @@ class SB3VecEnv(VecEnv):
                 " new episode: set it to a gymnasium.vector.AutoresetMode"
             )
         self._resets_itself = mode is AutoresetMode.SAME_STEP
+        # Rows that are environments of their own, from vectorization_mode="sync" or "async".
+        self._separate = isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self._actions: np.ndarray | None = None
         self.render_mode = envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Any:
         """Starts all rows, with the seeds of `seed` and the options of `set_options`, once."""
-        seeds = list(self._seeds)
-        obs, infos = self.envs.reset(
-            seed=seeds if any(s is not None for s in seeds) else None,  # type: ignore[arg-type]
-            options=_merge(self._options),
-        )
+        seeds: Any = list(self._seeds) if any(s is not None for s in self._seeds) else None
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        for options in self._options_of_resets():
+            obs, infos = self.envs.reset(seed=seeds, options=options)
+            _fill(self.reset_infos, infos)
         self._reset_seeds()
         self._reset_options()
-        self.reset_infos = _split(infos, self.num_envs)
         return obs
+
+    def _options_of_resets(self) -> list[dict[str, Any] | None]:
+        """One dict for all rows; separate environments are reset in groups of equal options."""
+        if not self._separate or not any(self._options):
+            return [_merge(self._options)]
+        distinct = [o for i, o in enumerate(self._options) if o not in self._options[:i]]
+        return [
+            {**o, "reset_mask": np.array([row == o for row in self._options])} for o in distinct
+        ]
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keeps the actions (B,) for `step_wait`."""
@@ -102,10 +114,19 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute, for each row asked for; AttributeError for an unknown one."""
+        if self._separate:
+            values = self.envs.unwrapped.get_attr(attr_name)  # type: ignore[attr-defined]
+            return [values[row] for row in self._get_indices(indices)]
         return self._per_row(self._find(attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets the shared environment's attribute; it can't be set for some rows alone."""
+        """Sets the attribute; that of one shared environment cannot be set for some rows alone."""
+        if self._separate:
+            values = self.get_attr(attr_name) if indices is not None else [None] * self.num_envs
+            for row in self._get_indices(indices):
+                values[row] = value
+            self.envs.unwrapped.set_attr(attr_name, values)  # type: ignore[attr-defined]
+            return
         if len(list(self._get_indices(indices))) != self.num_envs:
             raise ValueError(
                 f"set_attr({attr_name!r}) with indices={indices}: all rows share one environment, so"
@@ -121,7 +142,11 @@ class SB3VecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Calls a method once and gives each row asked for its part of the result."""
+        """Calls a method, once if rows share an environment; each row asked for gets its result."""
+        if self._separate:
+            call = self.envs.unwrapped.call  # type: ignore[attr-defined]
+            results = call(method_name, *method_args, **method_kwargs)
+            return [results[row] for row in self._get_indices(indices)]
         return self._per_row(self._find(method_name)(*method_args, **method_kwargs), indices)
 
     def env_is_wrapped(
@@ -159,3 +184,31 @@ def _merge(options: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Gymnasium's one dict of options from SB3's one a row: a list under each key."""
     keys = {key for row in options for key in row}
     return {key: [row.get(key) for row in options] for key in keys} or None
+
+
+def wrap_token_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+    """Any environment in which an action is a token, as a `VecEnv`.
+
+    Args:
+        env: a Gymnasium `VectorEnv`, a single environment, or a `VecEnv`.
+        verbose, monitor_wrapper: as in stable-baselines3.
+
+    Raises:
+        ValueError: if its actions are not tokens, or its observations are no longer token ids.
+    """
+    if isinstance(env, VectorEnv):
+        env = SB3VecEnv(env)
+    env = BaseAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+    if not isinstance(env.action_space, spaces.Discrete):
+        raise ValueError(
+            f"env has the action space {env.action_space}, but must have Discrete(V), an action a"
+            " token: REINFORCE plays environments such as TextSentiment-v0"
+        )
+    if not env.has_attr("vocabulary"):
+        raise ValueError(
+            "env has no attribute `vocabulary` that says which GPT-2 token each action is: use"
+            " TextSentiment-v0, or give your environment a text_sentiment_env.Vocabulary"
+        )
+    if getattr(env, "norm_obs", False):
+        raise ValueError("env normalises token ids: make VecNormalize with norm_obs=False")
+    return env

@@ -1,0 +1,109 @@
+"""The hyperparameters of REINFORCE: choices, checks and the learning rate's decay.
+
+Every error message names the argument, its value and the fix.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from agents import distributed
+from agents.advantages import BASELINES
+
+KL_ESTIMATORS = ("k1", "k3")
+LR_DECAYS = ("constant", "linear", "cosine")
+HYPERPARAMETERS = (
+    "learning_rate",
+    "gamma",
+    "baseline",
+    "group_size",
+    "normalize_advantage",
+    "ent_coef",
+    "vf_coef",
+    "kl_coef",
+    "kl_estimator",
+    "max_grad_norm",
+    "lr_decay",
+    "warmup_updates",
+    "micro_batch_size",
+    "seed",
+)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    choices = tuple(choices)
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}")
+
+
+def check_number(
+    name: str, value: Any, minimum: float, maximum: float = math.inf, *, exclusive: bool = False
+) -> None:
+    """Raises ValueError unless `value` is a finite number from `minimum` to `maximum`.
+
+    Args:
+        name: of the argument.
+        value: anything.
+        minimum: the least value; `exclusive`: the value must be above.
+        maximum: the largest value.
+        exclusive: see `minimum`.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    above = number and (value > minimum if exclusive else value >= minimum)
+    if not above or not value <= maximum or not math.isfinite(value):
+        limits = f"{'> ' if exclusive else '>= '}{minimum:g}"
+        limits += f" and <= {maximum:g}" if maximum < math.inf else ""
+        raise ValueError(f"{name}={value!r} must be a finite number {limits}")
+
+
+def check_integer(name: str, value: Any, minimum: int, *, none: bool = False) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `minimum`, or None if `none`."""
+    if value is None and none:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < minimum:
+        raise ValueError(
+            f"{name}={value!r} must be at least {minimum}, a whole number{', or None' * none}"
+        )
+
+
+def check_bool(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
+
+
+def check_hyperparameters(arguments: dict[str, Any]) -> None:
+    """Checks the arguments of REINFORCE, by their names.
+
+    Raises:
+        ValueError: for the first one out of range.
+    """
+    get = arguments.__getitem__
+    check_choice("baseline", get("baseline"), ("auto", *BASELINES))
+    check_choice("kl_estimator", get("kl_estimator"), KL_ESTIMATORS)
+    check_choice("lr_decay", get("lr_decay"), LR_DECAYS)
+    check_choice("parallel", get("parallel"), distributed.PARALLEL)
+    for name in ("ent_coef", "vf_coef", "kl_coef"):
+        check_number(name, get(name), 0)
+    if not callable(get("learning_rate")):
+        check_number("learning_rate", get("learning_rate"), 0)
+    check_number("gamma", get("gamma"), 0, 1)
+    check_number("max_grad_norm", get("max_grad_norm"), 0, exclusive=True)
+    check_integer("warmup_updates", get("warmup_updates"), 0)
+    check_integer("stats_window_size", get("stats_window_size"), 1)
+    for name, minimum in (("group_size", 2), ("micro_batch_size", 1), ("seed", 0)):
+        check_integer(name, get(name), minimum, none=True)
+    check_bool("normalize_advantage", get("normalize_advantage"))
+
+
+def learning_rate_factor(decay: str, progress_remaining: float) -> float:
+    """The factor of the learning rate under a decay of `LR_DECAYS`, for a progress from 1 to 0."""
+    if decay == "linear":
+        return progress_remaining
+    if decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * (1 - progress_remaining)))
+    return 1.0

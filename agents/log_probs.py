@@ -1,0 +1,159 @@
+"""Log-probabilities of tokens under a language-modelling head, without all logits at once.
+
+The logits (N, V) are the largest tensor of a small model's training by far. Here they are made a
+few rows at a time, in the forward pass and again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from agents.sampling import at_least_float32
+
+
+class Chunks(NamedTuple):
+    """How much of the logits exists at a time."""
+
+    forward: int  # rows
+    backward: int  # rows; each chunk also passes once over the weight's gradient
+    kept: int  # the backward pass keeps probabilities of up to so many entries, or makes them again
+
+
+# Few rows stay in a processor's cache; an accelerator wants large matrix products.
+_CPU = Chunks(forward=128, backward=384, kept=2**26)
+_ACCELERATOR = Chunks(forward=4096, backward=4096, kept=2**30)
+
+
+def log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    tokens: Tensor,
+    entropies: bool = True,
+    chunks: Chunks | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of tokens, and entropies of the distributions they were drawn from.
+
+    Equal to a log-softmax of `hidden @ weight.T`, computed in the autocast dtype if autocast is on
+    and summed in float32.
+
+    Args:
+        hidden: the last layer where each token is decided, (N, C).
+        weight: the head, (V, C).
+        tokens: (N,) int64.
+        entropies: False leaves them 0, which saves time.
+        chunks: how many rows of logits to make at a time; None: by the device.
+
+    Returns:
+        Two float32 tensors of shape (N,); float64 for double precision.
+    """
+    if chunks is None:
+        chunks = _CPU if hidden.is_cpu else _ACCELERATOR
+    # An autograd function cannot ask whether gradients are enabled outside.
+    grad = torch.is_grad_enabled()
+    return _LogProbs.apply(hidden, weight, tokens, entropies, chunks, grad)
+
+
+class _LogProbs(torch.autograd.Function):
+    """p = softmax(z), z = hidden · weightᵀ, with gradients in closed form.
+
+    d log p_token / dz = onehot(token) - p, and d entropy / dz = -p (log p + entropy).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        tokens: Tensor,
+        entropies: bool,
+        chunks: Chunks,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
+        ctx.rows = chunks.backward
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        buffers = _LogitBuffers(min(chunks.forward, N), w)
+        log_prob = hidden.new_empty(N, dtype=buffers.wide.dtype)
+        entropy = torch.zeros_like(log_prob)
+        keep = grad and chunks.kept >= N * V and any(ctx.needs_input_grad)
+        kept = [buffers.wide.new_empty(N, V)] if keep else []
+        for rows in _slices(N, chunks.forward):
+            log_p = buffers.log_softmax(h[rows], w)
+            log_prob[rows] = log_p.gather(1, tokens[rows, None])[:, 0]
+            if keep or entropies:
+                p = torch.exp(log_p, out=kept[0][rows] if keep else buffers.wide[: len(log_p)])
+            if entropies:
+                entropy[rows] = -log_p.mul_(p).sum(-1)
+        ctx.save_for_backward(hidden, weight, tokens, entropy, *kept)
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, tokens, entropy, *kept = ctx.saved_tensors
+        if grad_log_prob is None:
+            grad_log_prob = torch.zeros_like(entropy)
+        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        buffers = _LogitBuffers(min(ctx.rows, len(h)), w)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        product = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
+        for rows in _slices(len(h), ctx.rows):
+            p = kept[0][rows] if kept else buffers.log_softmax(h[rows], w).exp_()
+            slope = -grad_log_prob[rows, None]
+            if grad_entropy is not None:
+                slope = slope - grad_entropy[rows, None] * entropy[rows, None]
+            grad_z = torch.mul(p, slope, out=buffers.wide[: len(p)])
+            if grad_entropy is not None:
+                grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
+            grad_z.scatter_add_(1, tokens[rows, None], grad_log_prob[rows, None])
+            if grad_z.dtype != h.dtype:
+                grad_z = buffers.logits[: len(p)].copy_(grad_z)
+            grad_hidden[rows] = grad_z @ w
+            if product is None:
+                grad_weight.addmm_(grad_z.t(), h[rows])
+            else:
+                torch.mm(grad_z.t(), h[rows], out=product)
+                # In slices, because a sum of two dtypes first widens a copy of the second.
+                for part in _slices(len(product), 4096):
+                    grad_weight[part] += product[part]
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, n, size)]
+
+
+class _LogitBuffers:
+    """Reusable logit buffers: allocating them for each chunk costs more than the matrix product.
+
+    Attributes:
+        logits: (rows, V) in the dtype of the weight.
+        wide: (rows, V) in at least float32: `logits` itself, or a copy.
+    """
+
+    def __init__(self, rows: int, weight: Tensor) -> None:
+        self.logits = weight.new_empty(rows, len(weight))
+        wide = at_least_float32(weight[:0]).dtype
+        same = wide == weight.dtype
+        self.wide = self.logits if same else torch.empty_like(self.logits, dtype=wide)
+
+    @cached_property
+    def _log_p(self) -> Tensor:
+        return torch.empty_like(self.wide)
+
+    def log_softmax(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Log-probabilities (n, V) of hidden (n, C), in a buffer of their own: `wide` is free."""
+        n = len(hidden)
+        torch.mm(hidden, weight.t(), out=self.logits[:n])
+        if self.wide is not self.logits:
+            self.wide[:n] = self.logits[:n]
+        return torch.log_softmax(self.wide[:n], -1, out=self._log_p[:n])

@@ -1,0 +1,78 @@
+"""The figures that REINFORCE logs of a batch and of an update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.rollout import Episodes
+
+
+def rollout_metrics(episodes: Episodes) -> dict[str, float]:
+    """Means over a batch: reward, length, and every number of the last step's info."""
+    returns = episodes.rewards.sum(1).cpu().numpy()
+    lengths = episodes.mask.sum(1).cpu().numpy()
+    metrics = {
+        "ep_rew_mean": returns.mean(),
+        "ep_rew_std": returns.std(),
+        "ep_len_mean": lengths.mean(),
+    }
+    infos = episodes.infos
+    # A text that has ended by itself wrote one token more than `length` counts.
+    if all("length" in info for info in infos):
+        ended = [n > info["length"] for n, info in zip(lengths, infos, strict=True)]
+        metrics["end_rate"] = np.mean(ended)
+    numbers = (int, float, np.number)
+    for name in infos[0]:
+        if all(isinstance(info.get(name), numbers) for info in infos) and "." not in name:
+            metrics[name] = np.mean([info[name] for info in infos])
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def update_metrics(
+    mask: Tensor, log_ratio: Tensor, entropy: Tensor, baseline: Tensor
+) -> dict[str, float]:
+    """Means over a batch, all (B, L) and 0 outside the mask: entropy, KL estimates, baseline."""
+    tokens, k3 = mask.sum(), torch.expm1(-log_ratio) + log_ratio
+    means = {
+        "entropy": entropy.sum() / tokens,  # nats a token
+        "kl": log_ratio.sum(1).mean(),  # nats a text
+        "kl_k3": k3.sum(1).mean(),
+        "baseline": (baseline * mask).sum() / tokens,
+    }
+    values = torch.stack([mean.double() for mean in means.values()]).tolist()  # one host read
+    return dict(zip(means, values, strict=True))
+
+
+def finite_measures(
+    names: Iterable[str], losses: Tensor, grad_norm: Tensor, update: int
+) -> dict[str, float]:
+    """The terms of the loss, their sum and the gradient's norm, in one host read.
+
+    Args:
+        names: of the terms.
+        losses: one value a term.
+        grad_norm: a scalar.
+        update: number of the update, for the message.
+
+    Raises:
+        FloatingPointError: naming the first that is not finite.
+    """
+    *values, norm = torch.cat([losses, grad_norm[None].to(losses)]).tolist()
+    measures = dict(zip(names, values, strict=True))
+    for name, value in measures.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"update {update}: the {name} is {value}; no weight has been changed. Lower"
+                " learning_rate, or look at the last texts and rewards"
+            )
+    if not math.isfinite(norm):
+        raise FloatingPointError(
+            f"update {update}: the gradient's norm is {norm}; no weight has been changed. Lower"
+            " learning_rate, or use precision='fp32'"
+        )
+    return measures | {"loss": sum(values), "grad_norm": norm}

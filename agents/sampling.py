@@ -1,0 +1,93 @@
+"""Drawing tokens from logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision raised to float32; double precision stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def apply_temperature_and_top_k(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None
+) -> Tensor:
+    """Logits (…, V) of the distribution that temperature and top-k sampling draw from.
+
+    Ties of the k-th largest logit are kept, as transformers does.
+    """
+    if temperature != 1:
+        logits = logits / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k).values[..., -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    return logits
+
+
+def sample(
+    logits: Tensor, generator: torch.Generator | None = None, *, u: Tensor | None = None
+) -> Tensor:
+    """Draws from softmax(logits) by inverting the cumulative sum at one uniform number a row.
+
+    `torch.multinomial` draws a number for every entry of the vocabulary, at many times the cost.
+    The cumulative sum is searched in two levels: blocks of about sqrt(V) entries, then the entries
+    of one block. So no cumulative sum runs over all of V, and none loses precision on the way.
+    Entries of probability zero are never drawn.
+
+    Args:
+        logits: (…, V); float16 and bfloat16 are raised to float32.
+        generator: source of the uniform numbers; None: torch's global one.
+        u: the uniform numbers themselves, in [0, 1), (…) float64.
+
+    Returns:
+        Indices, (…) int64.
+
+    Raises:
+        ValueError: for NaN, infinity, or a row of only -inf. On a GPU this is not checked, because
+            reading a value would wait for all that is under way.
+    """
+    p = at_least_float32(logits).softmax(-1).reshape(-1, logits.shape[-1])  # (B, V)
+    if u is None:
+        u = torch.rand(logits.shape[:-1], dtype=torch.float64, device=p.device, generator=generator)
+    V = p.shape[-1]
+    size = math.isqrt(V - 1) + 1
+    whole = V - V % size
+    blocks = p[:, :whole].unflatten(1, (-1, size)).sum(-1)
+    if whole < V:
+        blocks = torch.cat([blocks, p[:, whole:].sum(-1, keepdim=True)], 1)
+    cumulative = blocks.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    if p.is_cpu and not math.isfinite(total.sum().item()):
+        raise ValueError("logits holds NaN, infinity or a row of only -inf: nothing can be drawn")
+    block, rest = _first_above(blocks, cumulative, u.reshape(-1, 1) * total)
+    columns = block * size + torch.arange(size, device=p.device)  # (B, size)
+    if whole < V:
+        inside = p.gather(1, columns.clamp(max=V - 1)) * (columns < V)
+    else:
+        inside = p.gather(1, columns)
+    index, _ = _first_above(inside, inside.cumsum(-1, dtype=torch.float64), rest)
+    return (block * size + index).view(logits.shape[:-1])
+
+
+def _first_above(weights: Tensor, cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The first entry of (B, N) whose cumulative sum exceeds target (B, 1), and the remainder.
+
+    The entry's weight is positive, because the sum has grown there.
+    """
+    # Rounding may leave the target at or behind the end: the last positive entry is then meant.
+    end = torch.nextafter(cumulative[:, -1:], target.new_zeros(()))
+    target = torch.minimum(target, end).contiguous()
+    index = torch.searchsorted(cumulative, target, right=True)
+    index = index.clamp(max=weights.shape[1] - 1)  # NaN on a GPU would lead behind the last
+    before = cumulative.gather(1, index) - weights.gather(1, index)
+    return index, (target - before).clamp(min=0)  # rounding may lead in front of the entry
+
+
+def mask_after_end(tokens: Tensor, end_index: int, fill: int) -> Tensor:
+    """Tokens (B, T) with `fill` behind each row's first `end_index`."""
+    is_end = tokens == end_index
+    return tokens.masked_fill(is_end.cumsum(1) > is_end.long(), fill)

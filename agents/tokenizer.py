@@ -1,0 +1,110 @@
+"""Tokenizer files for transformers, which encode and decode as `Vocabulary` does.
+
+With them, `AutoTokenizer` and `pipeline("text-generation")` work on a saved model as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agents.atomic import atomic_write
+from text_sentiment_env.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, Vocabulary, gpt2_ranks
+
+
+def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
+
+    A vocabulary with all 256 bytes becomes a byte-pair encoding of GPT-2's merges within it. Any
+    other becomes a word-level tokenizer, which raises an error for a word that it lacks. Both put
+    `<|endoftext|>` before a text, as the models of this package read it.
+
+    Args:
+        folder: of the model.
+        token_ids: the GPT-2 token of each row. Nothing is written if the last is not
+            `<|endoftext|>`.
+        n_positions: the longest text that the model reads.
+    """
+    if token_ids[-1] != END_OF_TEXT_ID:
+        return
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+
+    vocabulary = Vocabulary(token_ids)
+    end = vocabulary.end_index
+    tokenizer = Tokenizer(_model(vocabulary))
+    if not _holds_all_bytes(vocabulary):
+        # Word vocabularies hold " movie", not "movie": a text's first word gets its space.
+        # It is given to every text and taken from those that begin with no letter or digit,
+        # because a replacement of width 0 makes tokenizers panic.
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(" "), normalizers.Replace(Regex(r"^ (?=[^\p{L}\p{N}])"), "")]
+        )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A",
+        pair=f"{END_OF_TEXT} $A $B",
+        special_tokens=[(END_OF_TEXT, end)],
+    )
+    special = {f"{name}_token": END_OF_TEXT for name in ("bos", "eos", "pad", "unk")}
+    ids: dict[str, Any] = {f"{name}_token_id": end for name in ("bos", "eos", "pad")}
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write_text(tokenizer.to_str(), "utf-8")
+    _write_json(
+        folder / "tokenizer_config.json",
+        special
+        | {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": n_positions,
+            "clean_up_tokenization_spaces": False,
+            "padding_side": "left",  # of prompts that are continued
+        },
+    )
+    # Samples the whole softmax, as agents do; transformers' default is top_k=50.
+    _write_json(folder / "generation_config.json", ids | {"do_sample": True, "top_k": 0})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def _holds_all_bytes(vocabulary: Vocabulary) -> bool:
+    return {bytes([b]) for b in range(256)} <= set(vocabulary.token_bytes)
+
+
+def _model(vocabulary: Vocabulary) -> Any:
+    from tokenizers import models
+
+    characters = _byte_characters()
+
+    def spell(token: bytes) -> str:
+        return "".join(characters[b] for b in token)
+
+    rows = {spell(t): row for row, t in enumerate(vocabulary.token_bytes[:-1])}
+    rows[END_OF_TEXT] = vocabulary.end_index
+    if not _holds_all_bytes(vocabulary):
+        return models.WordLevel(rows)
+    # tiktoken merges two neighbours whenever their concatenation is a token, the token of lowest
+    # rank first. So each token is listed with all its splits, in the order of ranks.
+    ranks = gpt2_ranks()
+    held = set(vocabulary.token_bytes[:-1])
+    merges = [
+        (spell(token[:i]), spell(token[i:]))
+        for token in sorted(held, key=ranks.__getitem__)
+        for i in range(1, len(token))
+        if token[:i] in held and token[i:] in held
+    ]
+    return models.BPE(rows, merges, ignore_merges=True)
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in GPT-2's files."""
+    singles = list(gpt2_ranks())[:256]  # printable bytes first, then the others, in order
+    printable = [t for t in singles if chr(t[0]).isprintable() and t != b" "]
+    shown = {t[0]: chr(t[0]) for t in printable}
+    shown |= {t[0]: chr(256 + i) for i, t in enumerate(singles[len(printable) :])}
+    return [shown[b] for b in range(256)]
