@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from agents.cuda_graphs import CUDAGraphs
 from agents.kv_cache import CacheView, KVCache
-from agents.log_probs import log_probs
+from agents.log_probs import log_probs, log_probs_and_kl
 from agents.pretrained import (
     convert_weights,
     find_files,
@@ -359,6 +359,22 @@ class GPT2(nn.Module):
             Two float32 tensors of shape (N,); float64 for a model of double precision.
         """
         return log_probs(hidden, self.wte.weight, tokens, entropies)
+
+    def log_probs_and_kl(
+        self, hidden: Tensor, tokens: Tensor, start: GPT2, start_hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `log_probs`, with the exact KL of each next-token distribution to a start model's.
+
+        Args:
+            hidden: the last layer where each token is decided, (N, C).
+            tokens: (N,) int64.
+            start: of the same vocabulary; it gets no gradients.
+            start_hidden: its last layer at the same places, (N, its C).
+
+        Returns:
+            Log-probabilities, entropies, KL, and the start model's log-probabilities, each (N,).
+        """
+        return log_probs_and_kl(hidden, self.wte.weight, start_hidden, start.wte.weight, tokens)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype it computes in (autocast's if on)."""

@@ -13,7 +13,7 @@ from typing import Any
 from agents import distributed
 from agents.advantages import BASELINES
 
-KL_ESTIMATORS = ("k1", "k3")
+KL_ESTIMATORS = ("k1", "k3", "exact")
 LR_DECAYS = ("constant", "linear", "cosine")
 HYPERPARAMETERS = (
     "learning_rate",

@@ -27,6 +27,9 @@ class TokenEvaluation(NamedTuple):
     log_prob: Tensor  # of the token that was written
     entropy: Tensor  # of the distribution it was drawn from
     values: Tensor  # of the text before it
+    # Only with a start model, else 0:
+    kl: Tensor  # of that distribution to the start model's, in nats
+    start_log_prob: Tensor  # of the token under the start model; never with gradients
 
 
 class GPT2Policy(ActorCriticPolicy):
@@ -282,7 +285,12 @@ class GPT2Policy(ActorCriticPolicy):
         return texts.scatter(1, places, new.to(obs.dtype))[:, :L]
 
     def evaluate_texts(
-        self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None
+        self,
+        texts: Tensor,
+        mask: Tensor,
+        gpt2: GPT2 | None = None,
+        *,
+        start: GPT2 | None = None,
     ) -> TokenEvaluation:
         """Evaluates every written token of finished texts in one teacher-forced pass.
 
@@ -291,19 +299,28 @@ class GPT2Policy(ActorCriticPolicy):
             mask: the tokens to evaluate, bool (B, L).
             gpt2: another model of the same vocabulary, for which entropies and values stay 0; None:
                 this policy's.
+            start: a start model, to compute the exact KL to it; None: KL stays 0.
 
         Returns:
-            Log-probabilities, entropies and values, with gradients where they are enabled.
+            Log-probabilities, entropies, values and KL, with gradients where they are enabled.
         """
         hidden = self.hidden_states(texts, mask, gpt2)
         model, own = (self.gpt2, True) if gpt2 is None else (gpt2, False)
+        tokens = texts[mask].long()
         with self.autocast():
-            log_prob, entropy = model.log_probs(hidden, texts[mask].long(), entropies=own)
+            if start is None:
+                log_prob, entropy = model.log_probs(hidden, tokens, entropies=own)
+                kl = start_log_prob = torch.zeros_like(log_prob)
+            else:
+                with torch.no_grad():
+                    start_hidden = self.hidden_states(texts, mask, start)
+                log_prob, entropy, kl, start_log_prob = model.log_probs_and_kl(
+                    hidden, tokens, start, start_hidden
+                )
         values = self.value_head(hidden)[:, 0] if own else torch.zeros_like(entropy)
         empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
-        return TokenEvaluation(
-            *(empty.masked_scatter(mask, x) for x in (log_prob, entropy, values))
-        )
+        columns = log_prob, entropy, values, kl, start_log_prob
+        return TokenEvaluation(*(empty.masked_scatter(mask, x) for x in columns))
 
     def hidden_states(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Tensor:
         """The last layer of finished texts, where each masked token is decided, in one pass.

@@ -51,11 +51,13 @@ class REINFORCE(BaseAlgorithm):
     the same way. Nothing is divided by the number of tokens, because that would favour long texts.
 
     The KL divergence to the frozen start model (Ziegler et al. 2019) is estimated token by token from
-    the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"):
+    the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"), or
+    is D_t, that of the next-token distribution in front of token t, summed over the vocabulary:
 
     | `kl_estimator` | effect | gradient |
     |---|---|---|
     | `"k1"` | lowers the reward of each token by β·ρ | unbiased for β·KL(π, π_start) |
+    | `"exact"` | adds β·D_t to the loss and lowers the returns before it by β·D_t | the same, less noise |
     | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of KL(π_start, π) in the limit |
 
     In every outward way an algorithm of stable-baselines3: callbacks, logger, `predict`, `save`, `load`.
@@ -115,7 +117,7 @@ class REINFORCE(BaseAlgorithm):
             ent_coef: weight of the entropy bonus.
             vf_coef: weight of the value head's squared error, with `baseline="value"`.
             kl_coef: weight β of the KL divergence to the start model.
-            kl_estimator: `"k1"` (in the reward) or `"k3"` (in the loss).
+            kl_estimator: `"k1"` (in the reward), `"k3"` (in the loss), or `"exact"` (in both).
             max_grad_norm: the gradient is clipped to this norm.
             lr_decay: `"constant"`, or `"linear"` or `"cosine"` to 0 over the run.
             warmup_updates: updates over which the learning rate rises linearly.
@@ -225,7 +227,9 @@ class REINFORCE(BaseAlgorithm):
 
     def _evaluate_own_texts(self, texts: Tensor, mask: Tensor) -> TokenEvaluation:
         """The pass with gradients."""
-        result = self.policy.evaluate_texts(texts, mask)
+        exact = self.kl_coef > 0 and self.kl_estimator == "exact"
+        start = self.reference if exact else None
+        result = self.policy.evaluate_texts(texts, mask, start=start)
         if self._baseline.kind != "value":
             # DDP waits for the gradient of every output: detach the unused values.
             return result._replace(values=result.values.detach())
@@ -376,10 +380,14 @@ class REINFORCE(BaseAlgorithm):
         with torch.set_grad_enabled(len(parts) == 1):
             current = [self._evaluate_texts(*episodes.rows(part)) for part in parts]
         with torch.no_grad():
-            start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
-            log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
+            if self.kl_coef and self.kl_estimator == "exact":  # that pass read the start model too
+                start = [rows._replace(log_prob=rows.start_log_prob) for rows in current]
+            else:
+                start = [policy.evaluate_texts(*episodes.rows(part), reference) for part in parts]
+            gathered = map(distributed.gather_parts, zip(*current, strict=True))
+            log_prob, entropy, values, kl, _ = gathered
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
-            returns, advantages = self.advantages(episodes, log_ratio, values)
+            returns, advantages = self.advantages(episodes, log_ratio, values, kl)
 
         totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
@@ -404,7 +412,7 @@ class REINFORCE(BaseAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def advantages(
-        self, episodes: Episodes, log_ratio: Tensor, values: Tensor
+        self, episodes: Episodes, log_ratio: Tensor, values: Tensor, kl: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Returns and advantages (B, L) of a batch; moves the moving average on.
 
@@ -412,11 +420,15 @@ class REINFORCE(BaseAlgorithm):
             episodes: the batch.
             log_ratio: log π - log π_start of each token (B, L), 0 outside the mask.
             values: the value head's (B, L).
+            kl: exact KL of the distribution that each token was drawn from (B, L), or 0.
         """
         mask, rewards = episodes.mask, episodes.rewards
         if self.kl_estimator == "k1":
             rewards = rewards - self.kl_coef * log_ratio
         returns = monte_carlo_returns(rewards, self.gamma)
+        if self.kl_estimator == "exact":
+            # A token changes the KL of later distributions, not of the one it was drawn from.
+            returns = returns - self.kl_coef * (monte_carlo_returns(kl, self.gamma) - kl)
         baseline = self._baseline.of(returns, mask, values)
         advantages = (returns - baseline) * mask
         if self.normalize_advantage:
@@ -450,6 +462,8 @@ class REINFORCE(BaseAlgorithm):
         if self.kl_coef and self.kl_estimator == "k3":
             log_ratio = current.log_prob - start.log_prob
             terms["kl_loss"] = self.kl_coef * (torch.expm1(-log_ratio) + log_ratio)
+        if self.kl_coef and self.kl_estimator == "exact":
+            terms["kl_loss"] = self.kl_coef * current.kl
         if self._baseline.kind == "value":
             terms["value_loss"] = self.vf_coef * 0.5 * ((current.values - returns) * mask) ** 2
         return {name: term.sum() / batch_size for name, term in terms.items()}
