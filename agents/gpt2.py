@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from agents.cuda_graphs import CUDAGraphs
 from agents.kv_cache import CacheView, KVCache
 from agents.log_probs import log_probs, log_probs_and_kl
+from agents.packing import Packing
 from agents.pretrained import (
     convert_weights,
     find_files,
@@ -163,10 +164,17 @@ class Attention(nn.Module):
         x: Tensor,
         cached: tuple[Tensor, Tensor] | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says."""
-        B, S, C = x.shape
-        qkv = self.c_attn(x).view(B, S, 3, self.n_head, C // self.n_head)
+        """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says.
+
+        With `packing` (N, C) to (N, C).
+        """
+        qkv = self.c_attn(x)
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        (B, S, _), C = qkv.shape, x.shape[-1]
+        qkv = qkv.view(B, S, 3, self.n_head, C // self.n_head)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, S, D)
         mask, is_causal = None, True
         if cached is not None and view is not None:
@@ -180,7 +188,8 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
         )
-        y = self.c_proj(y.transpose(1, 2).reshape(B, S, C))
+        y = y.transpose(1, 2).reshape(B, S, C)
+        y = self.c_proj(y if packing is None else packing.pack(y))
         return _dropout(y, self.dropout, self.training)
 
 
@@ -215,9 +224,10 @@ class Block(nn.Module):
         x: Tensor,
         cached: tuple[Tensor, Tensor] | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """(B, S, C) to (B, S, C); arguments as for `Attention`."""
-        x = x + self.attn(self.ln_1(x), cached, view)
+        x = x + self.attn(self.ln_1(x), cached, view, packing)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -323,12 +333,25 @@ class GPT2(nn.Module):
         view = cache.at(positions, cache_length or cache.max_length, cache_rows)
         return self._blocks(ids, positions, cache, view)
 
+    def packed_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`hidden` of the N real tokens of padded texts from their start: (N, C), row by row.
+
+        Args:
+            ids: rows of the vocabulary, (B, S) int64.
+            mask: the real tokens, bool (B, S); each row's come first.
+        """
+        self._check_ids(ids)
+        packing = Packing(mask)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return self._blocks(packing.pack(ids), packing.pack(positions), packing=packing)
+
     def _blocks(
         self,
         ids: Tensor,
         positions: Tensor | slice,
         cache: KVCache | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """`hidden`, unchecked; a slice of positions is the same for all rows."""
         shared = isinstance(positions, slice)
@@ -336,12 +359,12 @@ class GPT2(nn.Module):
         x = _dropout(x, self.config.dropout, self.training)  # (B, S, C)
         layers = itertools.repeat(None) if cache is None else cache.layers
         for block, cached in zip(self.h, layers, strict=False):
-            x = block(x, cached, view)
+            x = block(x, cached, view, packing)
         return self.ln_f(x)
 
     def forward_passes(self) -> tuple[Callable[..., Tensor], ...]:
         """The methods that use the weights and may be called from outside, for FSDP."""
-        return (self.hidden,)
+        return self.hidden, self.packed_hidden
 
     def log_probs(
         self, hidden: Tensor, tokens: Tensor, entropies: bool = True

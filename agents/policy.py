@@ -336,9 +336,13 @@ class GPT2Policy(ActorCriticPolicy):
         model = self.gpt2 if gpt2 is None else gpt2
         ids, lengths = self.to_model_input(texts)
         width = int(lengths.max()) - 1  # the last token decides nothing
+        ids, mask = ids[:, :width], mask[:, :width]
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            return at_least_float32(model.hidden(ids[:, :width])[mask[:, :width]])
+            if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
+                return at_least_float32(model.hidden(ids)[mask])
+            read = torch.arange(width) < lengths[:, None] - 1
+            return at_least_float32(model.packed_hidden(ids, read)[mask[read]])
 
 
 def _bump_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
