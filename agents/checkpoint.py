@@ -26,6 +26,10 @@ from agents.atomic import atomic_write
 from agents.sampling import NonFiniteError
 
 FORMAT = "text-sentiment-env/1"
+COUNTERS = (  # of a run
+    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
+    "_current_progress_remaining",
+)
 GROUPS = ("policy", "optimizer", "reference", "baseline")  # of tensors
 Target = str | os.PathLike[str] | io.BufferedIOBase
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
+from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy, masked_places
 from agents.rollout import collect_episodes
@@ -30,6 +31,8 @@ def evaluate(
     seed: int = 0,
     judges: Mapping[str, SentimentModel] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    frontier: Frontier | None = None,
+    kl_coef: float = 0.0,
 ) -> dict[str, Any]:
     """Writes fresh texts and measures them; the caller's random numbers are left as they were.
 
@@ -44,15 +47,18 @@ def evaluate(
         judges: other sentiment models by name. A judge that training did not use tells whether the
             reward was hacked.
         progress: called after every batch with the texts written and `n_episodes`.
+        frontier: of the start model's texts in the same environment, to compare with.
+        kl_coef: the β that the policy was trained with.
 
     Returns:
         Means over the texts: `reward`, with `reward_standard_error`; every number of the last step's
         info (`sentiment`, `length`, `length_penalty`…); `end_rate`, the share of texts ended by
         `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text);
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
-        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. And
-        `samples`: `text`, `prompt`, `reward` and `sentiment` of every text. On the other ranks
-        nothing.
+        among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
+        `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
+        `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`: `text`,
+        `prompt`, `reward`, `sentiment` and `kl` of every text. On the other ranks nothing.
     """
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -66,6 +72,13 @@ def evaluate(
             torch.manual_seed(seed)
             env.seed(seed)
             result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
+            if frontier is not None:
+                rewards = [sample["reward"] for sample in result["samples"]]
+                kls = [sample["kl"] for sample in result["samples"]]
+                result["win_rate"] = frontier.win_rate(rewards).value
+                if kl_coef:
+                    gap = frontier.gap(rewards, kls, kl_coef)
+                    result["gap"], result["gap_standard_error"] = gap
         else:
             result = {}
         distributed.wait()
@@ -85,13 +98,16 @@ def _evaluate(
     prompts: list[str] = []
     generated: list[list[int]] = []
     vocabulary = env.get_attr("vocabulary")[0]
-    sums = torch.zeros(3, dtype=torch.float64)
+    kls: list[float] = []
+    sums = torch.zeros(2, dtype=torch.float64)
     while len(rewards) < n_episodes:
         batch = collect_episodes(policy, env)
         assert batch is not None
         keep = slice(0, n_episodes - len(rewards))
         texts, mask = batch.rows(keep)
-        sums += _token_sums(policy, reference, texts, mask)
+        batch_sums, batch_kls = _token_sums(policy, reference, texts, mask)
+        sums += batch_sums
+        kls += batch_kls.tolist()
         rewards += batch.rewards[keep].sum(1).tolist()
         infos += batch.infos[keep]
         for text, written in zip(texts.tolist(), mask.tolist(), strict=True):
@@ -99,7 +115,7 @@ def _evaluate(
             generated.append(list(itertools.compress(text, written)))
         progress(len(rewards), n_episodes)
     n, tokens = len(rewards), sum(map(len, generated))
-    entropy, kl, reference_log_prob = sums.tolist()
+    entropy, reference_log_prob = sums.tolist()
     end = policy.end_index
     words = [tokens[:-1] if tokens[-1] == end else tokens for tokens in generated]
     result: dict[str, Any] = {
@@ -108,7 +124,7 @@ def _evaluate(
         "reward_standard_error": float(np.std(rewards, ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
         "end_rate": float(np.mean([tokens[-1] == end for tokens in generated])),
         "entropy": entropy / tokens,
-        "kl": kl / n,
+        "kl": float(np.mean(kls)),
         "perplexity": math.exp(-reference_log_prob / tokens),
         "distinct_1": _distinct(words, 1),
         "distinct_2": _distinct(words, 2),
@@ -120,24 +136,28 @@ def _evaluate(
     for name, judge in judges.items():
         result[name] = float(np.mean(np.asarray(judge([info["text"] for info in infos]))))
     result["samples"] = [
-        {"text": info["text"], "prompt": prompt, "reward": reward, "sentiment": info["sentiment"]}
-        for info, prompt, reward in zip(infos, prompts, rewards, strict=True)
+        {"prompt": prompt, "reward": reward, "kl": kl}
+        | {name: info[name] for name in ("text", "sentiment")}
+        for info, prompt, reward, kl in zip(infos, prompts, rewards, kls, strict=True)
     ]
     return result
 
 
-def _token_sums(policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor) -> Tensor:
-    """Sums over the written tokens: entropy, KL to the reference, reference log-probability.
+def _token_sums(
+    policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sums over all written tokens of entropy and reference log-probability, and each text's KL.
 
     The KL is that of each next-token distribution, not only of the token drawn: the same mean with
     less noise, and never below 0.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=texts.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=texts.device)
     mask = mask.cpu()  # once: each value read makes the host wait for a GPU
     rows, columns, _ = masked_places(mask, texts.device)
     tokens = texts[rows, columns].long()
     current = policy.hidden_states(texts, mask)
     start = policy.hidden_states(texts, mask, reference)
+    kl = torch.zeros(len(tokens), dtype=torch.float64, device=texts.device)
     for first in range(0, len(tokens), ROWS):
         chunk = slice(first, first + ROWS)
         with policy.autocast():  # as in sampling: other logits would be another distribution's
@@ -146,9 +166,11 @@ def _token_sums(policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor
         log_q = at_least_float32(start_logits).log_softmax(-1)
         p = log_p.exp()
         sums[0] -= (p * log_p).sum()
-        sums[1] += p.mul_(log_p.sub_(log_q)).sum()
-        sums[2] += log_q.gather(1, tokens[chunk, None]).sum()
-    return sums.cpu()
+        kl[chunk] = p.mul_(log_p.sub_(log_q)).sum(-1).double()
+        sums[1] += log_q.gather(1, tokens[chunk, None]).sum()
+    by_text = torch.zeros(len(texts), dtype=kl.dtype, device=kl.device).index_add(0, rows, kl)
+    values = torch.cat([sums, by_text]).cpu()  # one read
+    return values[:2], values[2:]
 
 
 def _distinct(texts: list[list[int]], n: int) -> float:

@@ -1,8 +1,8 @@
-"""GPT-2 from scratch: configuration, attention, MLP, block, model.
+"""GPT-2 from scratch: attention, MLP, block, model.
 
 The network of Radford et al. (2019), equal to Hugging Face's checkpoints number for number: pre-norm
 blocks, learned positions, tanh GELU, an output head tied to the token embedding. What it stands on
-knows only tensors: `kv_cache`, `sampling`, `log_probs`, `cuda_graphs` and `pretrained` (files).
+knows only sizes and tensors: `gpt2_config`, `kv_cache`, `sampling`, `log_probs`, `cuda_graphs` and `pretrained` (files).
 
 Letters in shapes: B rows, T positions, S new positions, C channels, H heads, D = C / H, V tokens.
 
@@ -18,7 +18,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +26,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.cuda_graphs import CUDAGraphs
+from agents.gpt2_config import END_OF_TEXT_ID, GPT2Config
 from agents.kv_cache import CacheView, KVCache
-from agents.log_probs import log_probs
+from agents.log_probs import log_probs, log_probs_and_kl
+from agents.packing import Packing
 from agents.pretrained import (
     convert_weights,
     find_files,
@@ -44,104 +45,7 @@ from agents.sampling import (
 )
 from agents.tokenizer import write_tokenizer
 
-END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
-
-
-@dataclass(frozen=True)
-class GPT2Config:
-    """The shape of a GPT-2, under Hugging Face's names; the defaults are the 124M model's.
-
-    Raises:
-        ValueError: for sizes that make no GPT-2.
-    """
-
-    vocab_size: int = 50257
-    n_positions: int = 1024  # the longest text the model can read
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None  # the MLP's width; None: 4 * n_embd
-    layer_norm_epsilon: float = 1e-5
-    dropout: float = 0.0  # of embeddings, attention and residuals, in training mode only
-    # A model of fewer tokens than GPT-2's: row i of wte is GPT-2 token token_ids[i]. None: token i.
-    token_ids: tuple[int, ...] | None = None
-    # The row of <|endoftext|>. None: found from token_ids; stays None where there is no such row.
-    eos_token_id: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
-        if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: change one"
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        eos = self.eos_token_id
-        if self.token_ids is not None:
-            ids = tuple(int(i) for i in self.token_ids)
-            if len(ids) != self.vocab_size or len(set(ids)) != len(ids):
-                raise ValueError(
-                    f"token_ids holds {len(ids)} ids, {len(set(ids))} of them distinct: it must"
-                    f" name each of the vocab_size={self.vocab_size} rows once"
-                )
-            eos = ids.index(END_OF_TEXT_ID) if END_OF_TEXT_ID in ids else None
-            object.__setattr__(self, "token_ids", ids)  # the dataclass is frozen
-        elif eos is None:
-            eos = END_OF_TEXT_ID
-        if eos is not None and eos >= self.vocab_size:  # transformers' default for any vocab_size
-            eos = None
-        object.__setattr__(self, "eos_token_id", eos)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able config that transformers reads too (it keeps the keys it doesn't know)."""
-        pdrop = {f"{part}_pdrop": self.dropout for part in ("attn", "embd", "resid")}
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
-            "activation_function": "gelu_new",
-            **dataclasses.asdict(self),
-            **pdrop,
-            "bos_token_id": self.eos_token_id,
-        }
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> GPT2Config:
-        """Reads our or Hugging Face's config; its `*_pdrop` are ignored: dropout is off by default.
-
-        Raises:
-            ValueError: for an architecture that is not GPT-2, or a variant not implemented here.
-        """
-        kind, architectures = config.get("model_type"), config.get("architectures") or []
-        if kind != "gpt2" and not (kind is None and str(architectures).startswith("['GPT2")):
-            raise ValueError(
-                f"config is of model_type={kind!r}, architectures={architectures}: only GPT-2"
-                " (model_type 'gpt2') can be loaded"
-            )
-        for name, known in _IMPLEMENTED.items():
-            if name in config and config[name] not in known:
-                raise ValueError(
-                    f"config has {name}={config[name]!r}, a variant of GPT-2 that is not"
-                    f" implemented: only {' or '.join(map(repr, known))} is"
-                )
-        names = {field.name for field in dataclasses.fields(cls)}
-        ours = {name: value for name, value in config.items() if name in names}
-        if not isinstance(ours.get("eos_token_id"), int):  # transformers also allows lists
-            ours["eos_token_id"] = None
-        return cls(**ours)
-
-
-# What a GPT-2 config of transformers may say for the network below to be that network.
-_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
+__all__ = ["END_OF_TEXT_ID", "GPT2", "GPT2Config", "KVCache", "sample"]
 
 
 def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
@@ -163,10 +67,17 @@ class Attention(nn.Module):
         x: Tensor,
         cached: tuple[Tensor, Tensor] | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says."""
-        B, S, C = x.shape
-        qkv = self.c_attn(x).view(B, S, 3, self.n_head, C // self.n_head)
+        """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says.
+
+        With `packing` (N, C) to (N, C).
+        """
+        qkv = self.c_attn(x)
+        if packing is not None:
+            qkv = packing.pad(qkv)
+        (B, S, _), C = qkv.shape, x.shape[-1]
+        qkv = qkv.view(B, S, 3, self.n_head, C // self.n_head)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, S, D)
         mask, is_causal = None, True
         if cached is not None and view is not None:
@@ -180,7 +91,8 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=is_causal,
         )
-        y = self.c_proj(y.transpose(1, 2).reshape(B, S, C))
+        y = y.transpose(1, 2).reshape(B, S, C)
+        y = self.c_proj(y if packing is None else packing.pack(y))
         return _dropout(y, self.dropout, self.training)
 
 
@@ -215,9 +127,10 @@ class Block(nn.Module):
         x: Tensor,
         cached: tuple[Tensor, Tensor] | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """(B, S, C) to (B, S, C); arguments as for `Attention`."""
-        x = x + self.attn(self.ln_1(x), cached, view)
+        x = x + self.attn(self.ln_1(x), cached, view, packing)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -323,12 +236,25 @@ class GPT2(nn.Module):
         view = cache.at(positions, cache_length or cache.max_length, cache_rows)
         return self._blocks(ids, positions, cache, view)
 
+    def packed_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`hidden` of the N real tokens of padded texts from their start: (N, C), row by row.
+
+        Args:
+            ids: rows of the vocabulary, (B, S) int64.
+            mask: the real tokens, bool (B, S); each row's come first.
+        """
+        self._check_ids(ids)
+        packing = Packing(mask)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        return self._blocks(packing.pack(ids), packing.pack(positions), packing=packing)
+
     def _blocks(
         self,
         ids: Tensor,
         positions: Tensor | slice,
         cache: KVCache | None = None,
         view: CacheView | None = None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """`hidden`, unchecked; a slice of positions is the same for all rows."""
         shared = isinstance(positions, slice)
@@ -336,12 +262,12 @@ class GPT2(nn.Module):
         x = _dropout(x, self.config.dropout, self.training)  # (B, S, C)
         layers = itertools.repeat(None) if cache is None else cache.layers
         for block, cached in zip(self.h, layers, strict=False):
-            x = block(x, cached, view)
+            x = block(x, cached, view, packing)
         return self.ln_f(x)
 
     def forward_passes(self) -> tuple[Callable[..., Tensor], ...]:
         """The methods that use the weights and may be called from outside, for FSDP."""
-        return (self.hidden,)
+        return self.hidden, self.packed_hidden
 
     def log_probs(
         self, hidden: Tensor, tokens: Tensor, entropies: bool = True
@@ -359,6 +285,22 @@ class GPT2(nn.Module):
             Two float32 tensors of shape (N,); float64 for a model of double precision.
         """
         return log_probs(hidden, self.wte.weight, tokens, entropies)
+
+    def log_probs_and_kl(
+        self, hidden: Tensor, tokens: Tensor, start: GPT2, start_hidden: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `log_probs`, with the exact KL of each next-token distribution to a start model's.
+
+        Args:
+            hidden: the last layer where each token is decided, (N, C).
+            tokens: (N,) int64.
+            start: of the same vocabulary; it gets no gradients.
+            start_hidden: its last layer at the same places, (N, its C).
+
+        Returns:
+            Log-probabilities, entropies, KL, and the start model's log-probabilities, each (N,).
+        """
+        return log_probs_and_kl(hidden, self.wte.weight, start_hidden, start.wte.weight, tokens)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype it computes in (autocast's if on)."""

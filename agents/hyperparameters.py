@@ -13,7 +13,7 @@ from agents import distributed
 from agents.advantages import BASELINES
 from text_sentiment_env import checks
 
-KL_ESTIMATORS = ("k1", "k3")
+KL_ESTIMATORS = ("k1", "k3", "exact")
 LR_DECAYS = ("constant", "linear", "cosine")
 HYPERPARAMETERS = (
     "learning_rate",

@@ -5,23 +5,12 @@ Letters in shapes: B rows, S new positions, L cached positions, H heads, D chann
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class Sizes(Protocol):
-    """The sizes of a model that its cache depends on, such as those of a `GPT2Config`."""
-
-    @property
-    def n_layer(self) -> int: ...  # noqa: D102
-    @property
-    def n_head(self) -> int: ...  # noqa: D102
-    @property
-    def n_embd(self) -> int: ...  # noqa: D102
-    @property
-    def n_positions(self) -> int: ...  # noqa: D102
+from agents.gpt2_config import GPT2Config
 
 
 class KVCache:
@@ -37,7 +26,7 @@ class KVCache:
 
     def __init__(
         self,
-        config: Sizes,
+        config: GPT2Config,
         batch_size: int,
         max_length: int | None = None,
         device: torch.device | str | None = None,

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens under a language-modelling head, without all logits at once.
+"""Log-probabilities and KL under a language-modelling head, without all logits at once.
 
 The logits (N, V) are the largest tensor of a small model's training by far. Here they are made a
 few rows at a time, in the forward pass and again in the backward pass.
@@ -56,6 +56,113 @@ def log_probs(
     # An autograd function cannot ask whether gradients are enabled outside.
     grad = torch.is_grad_enabled()
     return _LogProbs.apply(hidden, weight, tokens, entropies, chunks, grad)
+
+
+def log_probs_and_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    start_hidden: Tensor,
+    start_weight: Tensor,
+    tokens: Tensor,
+    chunks: Chunks | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `log_probs`, with the KL of each next-token distribution to that of a start model.
+
+    KL(p, q) = Σ_a p(a) (log p(a) - log q(a)), summed over the vocabulary instead of sampled: the
+    Rao-Blackwellised estimate, whose only noise is that of the texts (Amini et al. 2025, "Better
+    Estimation of the KL Divergence Between Language Models").
+
+    Args:
+        hidden, weight, tokens, chunks: see `log_probs`.
+        start_hidden, start_weight: the start model's, which get no gradients.
+
+    Returns:
+        Log-probabilities, entropies, KL, and the start model's log-probabilities, each (N,). The last
+        have no gradients.
+    """
+    if chunks is None:
+        chunks = _CPU if hidden.is_cpu else _ACCELERATOR
+    grad = torch.is_grad_enabled()
+    start = start_hidden.detach(), start_weight.detach()
+    return _LogProbsAndKL.apply(hidden, weight, *start, tokens, chunks, grad)
+
+
+class _LogProbsAndKL(torch.autograd.Function):
+    """p = softmax(z), q = softmax(z of the start model), with gradients in closed form.
+
+    d log p_token / dz = onehot(token) - p, and d KL / dz = p (log p - log q - KL).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        start_hidden: Tensor,
+        start_weight: Tensor,
+        tokens: Tensor,
+        chunks: Chunks,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
+        ctx.rows = chunks.backward
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
+        size = min(chunks.forward, N)
+        buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
+        log_prob, entropy, kl, start = hidden.new_empty(4, N, dtype=buffers.wide.dtype)
+        # Two matrices are kept for the gradient, p and log p - log q, where `log_probs` keeps one.
+        keep = grad and chunks.kept >= 2 * N * V and any(ctx.needs_input_grad)
+        kept = [buffers.wide.new_empty(N, V) for _ in range(2)] if keep else []
+        for rows in _slices(N, chunks.forward):
+            log_p = buffers.log_softmax(h[rows], w)
+            log_q = start_buffers.log_softmax(h0[rows], w0)
+            log_prob[rows] = log_p.gather(1, tokens[rows, None])[:, 0]
+            start[rows] = log_q.gather(1, tokens[rows, None])[:, 0]
+            p = torch.exp(log_p, out=kept[0][rows] if keep else buffers.wide[: len(log_p)])
+            out = kept[1][rows] if keep else start_buffers.wide[: len(log_p)]
+            ratio = torch.sub(log_p, log_q, out=out)
+            entropy[rows] = -log_p.mul_(p).sum(-1)
+            kl[rows] = torch.mul(p, ratio, out=log_q).sum(-1)
+        tensors = hidden, weight, start_hidden, start_weight, tokens, entropy, kl
+        ctx.save_for_backward(*tensors, *kept)
+        ctx.mark_non_differentiable(start)
+        ctx.set_materialize_grads(False)
+        return log_prob, entropy, kl, start
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, *others: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden, weight, start_hidden, start_weight, tokens, entropy, kl, *kept = ctx.saved_tensors
+        nothing = torch.zeros_like(kl)
+        grad_log_prob = nothing if grad_log_prob is None else grad_log_prob
+        grad_kl = nothing if others[0] is None else others[0]
+        h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
+        size = min(ctx.rows, len(h))
+        buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for rows in _slices(len(h), ctx.rows):
+            if kept:
+                p, ratio = kept[0][rows], kept[1][rows]
+            else:
+                log_p = buffers.log_softmax(h[rows], w)
+                ratio = start_buffers.log_softmax(h0[rows], w0).neg_().add_(log_p)
+                p = log_p.exp_()
+            # p · (grad_kl · (log p - log q - KL) - grad_log_prob), and grad_log_prob at the token.
+            slope = grad_log_prob[rows, None] + grad_kl[rows, None] * kl[rows, None]
+            grad_z = torch.mul(ratio, grad_kl[rows, None], out=buffers.wide[: len(p)])
+            if grad_entropy is not None:
+                slope += grad_entropy[rows, None] * entropy[rows, None]
+            grad_z.sub_(slope).mul_(p)
+            if grad_entropy is not None:
+                grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
+            grad_z.scatter_add_(1, tokens[rows, None], grad_log_prob[rows, None])
+            grad_z = grad_z.to(h.dtype)
+            grad_hidden[rows] = grad_z @ w
+            grad_weight += grad_z.t() @ h[rows]
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 class _LogProbs(torch.autograd.Function):

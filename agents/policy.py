@@ -28,6 +28,9 @@ class TokenEvaluation(NamedTuple):
     log_prob: Tensor  # of the token that was written
     entropy: Tensor  # of the distribution it was drawn from
     values: Tensor  # of the text before it
+    # Only with a start model, else 0:
+    kl: Tensor  # of that distribution to the start model's, in nats
+    start_log_prob: Tensor  # of the token under the start model; never with gradients
 
 
 class GPT2Policy(ActorCriticPolicy):
@@ -288,7 +291,12 @@ class GPT2Policy(ActorCriticPolicy):
         return generate_text(self.gpt2, prompt, n, autocast=self.autocast(), **arguments)
 
     def evaluate_texts(
-        self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None
+        self,
+        texts: Tensor,
+        mask: Tensor,
+        gpt2: GPT2 | None = None,
+        *,
+        start: GPT2 | None = None,
     ) -> TokenEvaluation:
         """Evaluates every written token of finished texts in one teacher-forced pass.
 
@@ -298,21 +306,29 @@ class GPT2Policy(ActorCriticPolicy):
                 there, nothing waits for a GPU.
             gpt2: another model of the same vocabulary, for which entropies and values stay 0; None:
                 this policy's.
+            start: a start model, to compute the exact KL to it; None: KL stays 0.
 
         Returns:
-            Log-probabilities, entropies and values, with gradients where they are enabled.
+            Log-probabilities, entropies, values and KL, with gradients where they are enabled.
         """
         rows, columns, width = masked_places(mask, texts.device)
         hidden = self._hidden_at(texts, rows, columns, width, gpt2)
         model, own = (self.gpt2, True) if gpt2 is None else (gpt2, False)
         with self.autocast():
             tokens = texts[rows, columns].long()
-            log_prob, entropy = model.log_probs(hidden, tokens, entropies=own)
+            if start is None:
+                log_prob, entropy = model.log_probs(hidden, tokens, entropies=own)
+                kl = start_log_prob = torch.zeros_like(log_prob)
+            else:
+                with torch.no_grad():
+                    start_hidden = self._hidden_at(texts, rows, columns, width, start)
+                log_prob, entropy, kl, start_log_prob = model.log_probs_and_kl(
+                    hidden, tokens, start, start_hidden
+                )
         values = self.value_head(hidden)[:, 0] if own else torch.zeros_like(entropy)
         empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
-        return TokenEvaluation(
-            *(empty.index_put((rows, columns), x) for x in (log_prob, entropy, values))
-        )
+        written = log_prob, entropy, values, kl, start_log_prob
+        return TokenEvaluation(*(empty.index_put((rows, columns), x) for x in written))
 
     def hidden_states(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Tensor:
         """The last layer of finished texts, where each masked token is decided, in one pass.
@@ -331,10 +347,15 @@ class GPT2Policy(ActorCriticPolicy):
         self, texts: Tensor, rows: Tensor, columns: Tensor, width: int, gpt2: GPT2 | None
     ) -> Tensor:
         model = self.gpt2 if gpt2 is None else gpt2
-        ids, _ = self.to_model_input(texts)  # the token of column j is decided at position j
+        ids, lengths = self.to_model_input(texts)  # the token of column j is decided at position j
+        ids = ids[:, :width]
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            return at_least_float32(model.hidden(ids[:, :width])[rows, columns])
+            if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
+                return at_least_float32(model.hidden(ids)[rows, columns])
+            read = torch.arange(width) < lengths[:, None] - 1
+            number = read.flatten().cumsum(0) - 1  # of each real token among all of them
+            return at_least_float32(model.packed_hidden(ids, read)[number[rows * width + columns]])
 
 
 def masked_places(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:

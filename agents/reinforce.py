@@ -36,12 +36,6 @@ from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_voc
 from agents.rollout import Episodes, collect_episodes
 from agents.sb3_vec_env import wrap_token_env
 
-# The counters of a run, which a checkpoint holds.
-COUNTERS = (
-    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
-    "_current_progress_remaining",
-)
-
 
 class REINFORCE(BaseAlgorithm):
     """Policy gradient on whole episodes: write one text a row, take one gradient step, begin again.
@@ -51,11 +45,13 @@ class REINFORCE(BaseAlgorithm):
     the same way. Nothing is divided by the number of tokens, because that would favour long texts.
 
     The KL divergence to the frozen start model (Ziegler et al. 2019) is estimated token by token from
-    the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"):
+    the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"), or
+    is D_t, that of the next-token distribution in front of token t, summed over the vocabulary:
 
     | `kl_estimator` | effect | gradient |
     |---|---|---|
     | `"k1"` | lowers the reward of each token by β·ρ | unbiased for β·KL(π, π_start) |
+    | `"exact"` | adds β·D_t to the loss and lowers the returns before it by β·D_t | the same, less noise |
     | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of KL(π_start, π) in the limit |
 
     In every outward way an algorithm of stable-baselines3: callbacks, logger, `predict`, `save`, `load`.
@@ -117,7 +113,7 @@ class REINFORCE(BaseAlgorithm):
             ent_coef: weight of the entropy bonus.
             vf_coef: weight of the value head's squared error, with `baseline="value"`.
             kl_coef: weight β of the KL divergence to the start model.
-            kl_estimator: `"k1"` (in the reward) or `"k3"` (in the loss).
+            kl_estimator: `"k1"` (in the reward), `"k3"` (in the loss), or `"exact"` (in both).
             max_grad_norm: the gradient is clipped to this norm.
             lr_decay: `"constant"`, or `"linear"` or `"cosine"` to 0 over the run.
             warmup_updates: updates over which the learning rate rises linearly.
@@ -225,7 +221,9 @@ class REINFORCE(BaseAlgorithm):
 
     def _evaluate_own_texts(self, texts: Tensor, mask: Tensor) -> TokenEvaluation:
         """The pass with gradients."""
-        result = self.policy.evaluate_texts(texts, mask)
+        exact = self.kl_coef > 0 and self.kl_estimator == "exact"
+        start = self.reference if exact else None
+        result = self.policy.evaluate_texts(texts, mask, start=start)
         if self._baseline.kind != "value":
             # DDP waits for the gradient of every output: detach the unused values.
             return result._replace(values=result.values.detach())
@@ -327,7 +325,7 @@ class REINFORCE(BaseAlgorithm):
         return self
 
     def request_stop(self) -> None:
-        """Makes `learn` return after the update that is under way, on all ranks."""
+        """Makes `learn` return after the current update, on all ranks."""
         self._stop_requested = True
 
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
@@ -379,10 +377,14 @@ class REINFORCE(BaseAlgorithm):
         with torch.set_grad_enabled(len(parts) == 1):
             current = [self._evaluate_texts(*rows) for rows in inputs]
         with torch.no_grad():
-            start = [policy.evaluate_texts(*rows, reference) for rows in inputs]
-            log_prob, entropy, values = map(distributed.gather_parts, zip(*current, strict=True))
+            if self.kl_coef and self.kl_estimator == "exact":  # that pass read the start model too
+                start = [part._replace(log_prob=part.start_log_prob) for part in current]
+            else:
+                start = [policy.evaluate_texts(*rows, reference) for rows in inputs]
+            gathered = map(distributed.gather_parts, zip(*current, strict=True))
+            log_prob, entropy, values, kl, _ = gathered
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
-            returns, advantages = self.advantages(episodes, log_ratio, values)
+            returns, advantages = self.advantages(episodes, log_ratio, values, kl)
 
         totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
@@ -402,13 +404,12 @@ class REINFORCE(BaseAlgorithm):
         policy.optimizer.step()
         self._n_updates += 1
         self._record("train", measures | {"learning_rate": learning_rate})
-        baseline = returns - advantages
-        means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, baseline)
+        means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, returns - advantages)
         self._record("train", means)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def advantages(
-        self, episodes: Episodes, log_ratio: Tensor, values: Tensor
+        self, episodes: Episodes, log_ratio: Tensor, values: Tensor, kl: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Returns and advantages (B, L) of a batch; moves the moving average on.
 
@@ -416,11 +417,15 @@ class REINFORCE(BaseAlgorithm):
             episodes: the batch.
             log_ratio: log π - log π_start of each token (B, L), 0 outside the mask.
             values: the value head's (B, L).
+            kl: exact KL of the distribution that each token was drawn from (B, L); None: 0.
         """
         mask, rewards = episodes.mask, episodes.rewards
         if self.kl_estimator == "k1":
             rewards = rewards - self.kl_coef * log_ratio
         returns = monte_carlo_returns(rewards, self.gamma)
+        if self.kl_estimator == "exact" and kl is not None:
+            # A token changes the KL of later distributions, not of the one it was drawn from.
+            returns = returns - self.kl_coef * (monte_carlo_returns(kl, self.gamma) - kl)
         baseline = self._baseline.of(returns, mask, values)
         advantages = (returns - baseline) * mask
         if self.normalize_advantage:
@@ -451,9 +456,10 @@ class REINFORCE(BaseAlgorithm):
         terms = {"policy_gradient_loss": -(advantages * current.log_prob)}
         if self.ent_coef:
             terms["entropy_loss"] = -self.ent_coef * current.entropy
-        if self.kl_coef and self.kl_estimator == "k3":
+        if self.kl_coef and self.kl_estimator != "k1":
             log_ratio = current.log_prob - start.log_prob
-            terms["kl_loss"] = self.kl_coef * (torch.expm1(-log_ratio) + log_ratio)
+            k3 = torch.expm1(-log_ratio) + log_ratio
+            terms["kl_loss"] = self.kl_coef * (current.kl if self.kl_estimator == "exact" else k3)
         if self._baseline.kind == "value":
             terms["value_loss"] = self.vf_coef * 0.5 * ((current.values - returns) * mask) ** 2
         return {name: term.sum() / batch_size for name, term in terms.items()}
@@ -475,10 +481,8 @@ class REINFORCE(BaseAlgorithm):
 
     def _record_rollout(self, episodes: Episodes) -> None:
         returns, lengths = episodes.rewards.sum(1).tolist(), episodes.mask.sum(1).tolist()
-        assert self.ep_info_buffer is not None
-        self.ep_info_buffer.extend(
-            {"r": r, "l": length} for r, length in zip(returns, lengths, strict=True)
-        )
+        for episode in zip(returns, lengths, strict=True):
+            self.ep_info_buffer.append(dict(zip("rl", episode, strict=True)))  # type: ignore[union-attr]
         self._episode_num += len(returns)
         self._record("rollout", rollout_metrics(episodes))
 
@@ -515,9 +519,7 @@ class REINFORCE(BaseAlgorithm):
             ValueError: for `exclude` or `include`.
         """
         if exclude or include:
-            raise ValueError(
-                "exclude and include are not supported: a checkpoint holds all it needs"
-            )
+            raise ValueError("exclude and include are not supported: leave them out")
         arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
         if callable(arguments["learning_rate"]):
             arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
@@ -531,7 +533,7 @@ class REINFORCE(BaseAlgorithm):
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
             "observation_length": self.observation_space.shape[0],  # type: ignore[index]
-            "counters": {name: getattr(self, name) for name in COUNTERS},
+            "counters": {name: getattr(self, name) for name in checkpoint.COUNTERS},
             "optimizer_groups": groups,
             "prompt_generator": self._prompt_generator.bit_generator.state,
             "random_state": states[0],

@@ -96,7 +96,7 @@ def test_samples_hold_prompt_text_reward_and_sentiment(model, env):
     assert len(samples) == N
     assert {sample["prompt"].strip() for sample in samples} == set(PROMPTS)
     for sample, text, own, paid in zip(samples, texts, mask, rewards, strict=True):
-        assert sample.keys() == {"text", "prompt", "reward", "sentiment"}
+        assert sample.keys() == {"text", "prompt", "reward", "sentiment", "kl"}
         assert sample["prompt"] == vocabulary.decode(text[~own & (text < PAD)].tolist())
         assert sample["text"] == vocabulary.decode(text.tolist())
         assert sample["text"].startswith(sample["prompt"])
@@ -136,7 +136,9 @@ def test_chunking_changes_nothing(env, monkeypatch, rows, precision):
     whole = run(model, env)
     monkeypatch.setattr(evaluation, "ROWS", rows)
     parts = run(model, env)
-    assert parts.pop("samples") == whole.pop("samples")
+    for part, other in zip(parts.pop("samples"), whole.pop("samples"), strict=True):
+        assert part.pop("kl") == pytest.approx(other.pop("kl"), rel=1e-4, abs=1e-6)
+        assert part == other
     assert parts == pytest.approx(whole, rel=1e-5)
 
 

@@ -12,10 +12,10 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # From the ground up: a module of `agents` imports only modules before it. A module that is not
 # listed, such as `__init__`, stands above them all.
 ORDER = (
-    *("atomic", "sampling", "kv_cache", "cuda_graphs", "log_probs", "pretrained", "tokenizer"),
-    *("gpt2", "prefix_cache", "generation", "policy", "distributed", "advantages"),
-    *("hyperparameters", "checkpoint", "embedding", "sb3_vec_env", "callbacks", "rollout"),
-    *("metrics", "evaluation", "reinforce"),
+    *("gpt2_config", "atomic", "sampling", "kv_cache", "packing", "cuda_graphs", "log_probs"),
+    *("pretrained", "tokenizer", "gpt2", "prefix_cache", "generation", "policy"),
+    *("distributed", "advantages", "hyperparameters", "checkpoint", "embedding"),
+    *("sb3_vec_env", "callbacks", "rollout", "metrics", "frontier", "evaluation", "reinforce"),
 )
 
 

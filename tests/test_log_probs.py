@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agents.gpt2 import GPT2, GPT2Config
-from agents.log_probs import Chunks, log_probs
+from agents.log_probs import Chunks, log_probs, log_probs_and_kl
 
 
 def plain_log_probs(gpt2, hidden, tokens):
@@ -29,6 +29,35 @@ def test_log_probs_have_the_values_and_gradients_of_a_plain_log_softmax(chunks, 
         log_probs(hidden, gpt2.wte.weight, tokens, chunks=Chunks(*chunks)),
         plain_log_probs(gpt2, hidden, tokens),
     ):
+        loss = sum(
+            w * (v * torch.linspace(-1, 2, 11)).sum() for w, v in zip(weights, values, strict=True)
+        )
+        outcomes.append([*values, *torch.autograd.grad(loss, (hidden, gpt2.wte.weight))])
+    torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [(100, 100, 10**6), (4, 3, 10**6), (3, 4, 505)], ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [(1, 0, 0), (0, 0, 1), (1, 0, -1), (0.5, 2, 1)],
+    ids="log-prob, entropy, KL {}".format,
+)
+def test_exact_kl_has_the_values_and_gradients_of_a_plain_log_softmax(chunks, weights):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=23, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    gpt2, start = GPT2(config).double(), GPT2(config).double()
+    for model in (gpt2, start):
+        model.wte.weight.data *= 30
+    hidden = torch.randn(11, 16, dtype=torch.float64, requires_grad=True)
+    start_hidden, tokens = torch.randn(11, 16, dtype=torch.float64), torch.randint(23, (11,))
+    log_p, log_q = gpt2.head(hidden).log_softmax(-1), start.head(start_hidden).log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    plain = *plain_log_probs(gpt2, hidden, tokens), kl
+    both = hidden, gpt2.wte.weight, start_hidden, start.wte.weight
+    *ours, start_log_prob = log_probs_and_kl(*both, tokens, Chunks(*chunks))
+    torch.testing.assert_close(start_log_prob, plain_log_probs(start, start_hidden, tokens)[0])
+    outcomes = []
+    for values in (ours, plain):
         loss = sum(
             w * (v * torch.linspace(-1, 2, 11)).sum() for w, v in zip(weights, values, strict=True)
         )

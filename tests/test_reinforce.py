@@ -99,11 +99,11 @@ def estimate(model, texts, rewards, rows):
     """The gradient that `train` would step along for a batch of these episodes."""
     policy = model.policy
     batch = episodes_of([texts[i] for i in rows], [rewards[i] for i in rows])
-    scores = policy.evaluate_texts(batch.texts, batch.mask)
+    scores = model._evaluate_own_texts(batch.texts, batch.mask)
     with torch.no_grad():
         start = policy.evaluate_texts(batch.texts, batch.mask, gpt2=model.reference)
         returns, advantages = model.advantages(
-            batch, scores.log_prob - start.log_prob, scores.values
+            batch, scores.log_prob - start.log_prob, scores.values, scores.kl
         )
     terms = model.loss_terms(scores, start, returns, advantages, batch.mask, len(rows))
     terms.pop(
@@ -117,11 +117,21 @@ def estimate(model, texts, rewards, rows):
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "ema", "rloo", "value"])
 @pytest.mark.parametrize(
-    "terms", [{}, {"kl_coef": 0.3}, {"ent_coef": 0.2}, {"gamma": 0.9}], ids=str
+    "terms",
+    [
+        {},
+        {"kl_coef": 0.3},
+        {"ent_coef": 0.2},
+        {"gamma": 0.9},
+        {"kl_coef": 0.3, "kl_estimator": "exact", "ent_coef": 0.2},
+        {"kl_coef": 0.3, "kl_estimator": "exact", "gamma": 0.9},
+    ],
+    ids=str,
 )
 def test_expected_estimate_is_the_exact_gradient(baseline, terms):
     """Every pair of episodes, weighted with its probability: no sampling, float error only."""
     model, texts, rewards = toy(baseline=baseline, **terms)
+    terms = {name: value for name, value in terms.items() if name != "kl_estimator"}
     with torch.no_grad():
         model.policy.value_head.weight.normal_()  # any baseline of the state will do
     ema = torch.linspace(0.5, -1, STEPS, dtype=torch.float64)
@@ -155,6 +165,23 @@ def test_baselines_lower_the_variance_of_the_toy():
     assert spread["rloo"] < 0.5 * spread["none"]
 
 
+def test_exact_kl_lowers_the_variance_of_the_toy():
+    """Without rewards, where the KL's gradient is all there is."""
+    spread = {}
+    for estimator in ("k1", "exact"):
+        model, texts, rewards = toy(kl_coef=1.0, kl_estimator=estimator)
+        rewards = [[0.0 for _ in row] for row in rewards]
+        exact = exact_gradient(model, texts, rewards, kl_coef=1.0)
+        spread[estimator] = sum(
+            p * (g - exact).square().sum().item()
+            for p, g in (
+                estimate(model, texts, rewards, rows)
+                for rows in itertools.product(range(len(texts)), repeat=2)
+            )
+        )
+    assert spread["exact"] < 0.5 * spread["k1"]
+
+
 def test_k3_is_zero_mean_error_of_k1():
     """Both estimate the same divergence: E[k1] = E[k3] = KL, over all episodes."""
     model, texts, rewards = toy()
@@ -180,7 +207,7 @@ def gradients(model, episodes):
 
 
 @pytest.mark.parametrize("baseline", ["none", "mean", "ema", "rloo", "value"])
-@pytest.mark.parametrize("kl_estimator", ["k1", "k3"])
+@pytest.mark.parametrize("kl_estimator", ["k1", "k3", "exact"])
 def test_micro_batches_give_the_same_gradient(baseline, kl_estimator):
     arguments = {
         "baseline": baseline,

@@ -1,0 +1,208 @@
+"""Sweep β and draw the trained policies beside the exact optimum: how much reward a KL budget buys.
+
+    python examples/frontier.py                              # five runs, some minutes on two CPU cores
+    python examples/frontier.py --betas 0.1 0.2 --updates 300
+    python examples/frontier.py --smoke                      # some seconds, to see that it works
+
+The optimum and best-of-n are measured on texts of the start model alone (`agents/frontier.py`). Writes
+frontier.png, frontier.json and start.npz, the start texts' measures, to --out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import text_sentiment_env  # noqa: F401  (registers the id)
+from agents import REINFORCE, GPT2Policy, SB3VecEnv
+from agents.evaluation import evaluate
+from agents.frontier import Frontier, Point, start_frontier
+from text_sentiment_env import load_sentiment_model
+
+BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
+# Points of a curve with a smaller effective sample size are not drawn: the texts are too few.
+FEWEST_SAMPLES = 50
+PANELS = (
+    ("sentiment", "sentiment (the judge that pays)"),
+    ("vader", "sentiment (a second judge, VADER)"),
+    ("length", "length (tokens)"),
+)
+
+
+@dataclass
+class Args:
+    """Sweeps β and draws reward against KL."""
+
+    out: str = "runs/frontier"
+    """folder to write to"""
+    betas: tuple[float, ...] = (0.03, 0.05, 0.1, 0.2, 0.4)
+    """KL weights to train with, one run each"""
+    updates: int = 80
+    """gradient steps of a run"""
+    num_envs: int = 64
+    """texts per update"""
+    learning_rate: float = 7e-4
+    """AdamW's, falling linearly to 0"""
+    seed: int = 0
+    """of everything random"""
+    start_episodes: int = 8192
+    """texts of the start model that the optimum is measured on"""
+    eval_episodes: int = 1024
+    """texts of each trained policy"""
+    sentiment_model: str = "bundled"
+    """the judge that pays: bundled, vader, or a Hugging Face classifier's id or directory"""
+    smoke: bool = False
+    """a few texts and updates, with the cheapest judge"""
+
+
+SMOKE: dict[str, Any] = {
+    "betas": (0.1, 0.3),
+    "updates": 2,
+    "num_envs": 16,
+    "start_episodes": 512,
+    "eval_episodes": 64,
+    "sentiment_model": "vader",
+}
+
+
+def make_env(args: Args, num_envs: int) -> SB3VecEnv:
+    """The default task, on the bundled model's vocabulary."""
+    envs = gym.make_vec(
+        "text_sentiment_env:TextSentiment-v0",
+        num_envs=num_envs,
+        vocabulary="reviews",
+        sentiment_model=args.sentiment_model,
+        autoreset_mode="SameStep",
+    )
+    return SB3VecEnv(envs)
+
+
+def make_model(args: Args, beta: float) -> REINFORCE:
+    """A new agent of the bundled model."""
+    return REINFORCE(
+        GPT2Policy,
+        make_env(args, args.num_envs),
+        pretrained="reviews",
+        learning_rate=args.learning_rate,
+        lr_decay="linear",
+        kl_coef=beta,
+        seed=args.seed,
+    )
+
+
+def row(setting: str, value: float, point: Point) -> dict[str, float]:
+    """A point of a curve, flat, for JSON."""
+    means = point.means | {"kl": point.kl, "effective_samples": point.effective_samples}
+    return {setting: value, **means}
+
+
+def curves(frontier: Frontier) -> dict[str, list[dict[str, float]]]:
+    """The start model, the exact optimum over β and best-of-n."""
+    betas = np.geomspace(3.0, 0.01, 40).tolist()
+    optimum = [row("beta", beta, frontier.optimum(beta)) for beta in betas]
+    sizes = [n for n in BEST_OF if n <= len(frontier)]
+    best = [row("n", n, frontier.best_of(n)) for n in sizes]
+    return {
+        "start": best[:1],
+        "optimum": [p for p in optimum if p["effective_samples"] >= FEWEST_SAMPLES],
+        "best_of_n": [p for p in best if p["effective_samples"] >= FEWEST_SAMPLES],
+    }
+
+
+def train(args: Args, beta: float, frontier: Frontier) -> dict[str, Any]:
+    """Trains with one β and measures the policy's texts."""
+    model = make_model(args, beta)
+    model.learn(10**9, total_updates=args.updates)
+    result = evaluate(
+        model.policy,
+        model.reference,
+        make_env(args, args.num_envs),
+        args.eval_episodes,
+        seed=1000,
+        judges={"vader": load_sentiment_model("vader")},
+        frontier=frontier,
+        kl_coef=beta,
+    )
+    result["samples"] = [sample["text"] for sample in result["samples"][:20]]
+    return {"beta": beta, **result}
+
+
+def draw(path: Path, result: dict[str, Any]) -> None:
+    """Each measure against KL: start, optimum, best-of-n and the trained policies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4.6), layout="constrained")
+    for axis, (measure, title) in zip(axes, PANELS, strict=True):
+
+        def line(
+            name: str, style: str, measure: str = measure, axis: Any = axis, **kw: Any
+        ) -> None:
+            points = result[name]
+            axis.plot([p["kl"] for p in points], [p[measure] for p in points], style, **kw)
+
+        line("optimum", "-", color="tab:green", lw=2, label="exact optimum π* ∝ π₀ exp(r/β)")
+        line("best_of_n", "^--", color="tab:blue", ms=5, lw=1, label="best of n (KL bound)")
+        line("start", "s", color="black", ms=7, label="start model")
+        line("trained", "o-", color="tab:red", lw=1, label="REINFORCE")
+        for p in result["best_of_n"][1:]:
+            axis.annotate(f"n={p['n']}", (p["kl"], p[measure]), (4, -11), textcoords="offset points", fontsize=7, color="tab:blue")  # fmt: skip
+        for p in result["trained"]:
+            axis.annotate(f"β={p['beta']}", (p["kl"], p[measure]), (5, 4), textcoords="offset points", fontsize=8, color="tab:red")  # fmt: skip
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("KL to the start model (nats a text)")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """The trained policies, for the terminal."""
+    names = ("beta", "sentiment", "vader", "kl", "gap", "gap_standard_error", "length", "perplexity", "distinct_texts")  # fmt: skip
+    table = Table(*names, title="Trained policies; gap: nats a text to the optimum at the same β")
+    for run in result["trained"]:
+        table.add_row(*(f"{run[name]:.3f}" for name in names))
+    console.print(table)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status."""
+    args = tyro.cli(Args, description=__doc__, args=argv)
+    if args.smoke:
+        args = replace(args, **SMOKE)
+    out, console = Path(args.out), Console()
+    out.mkdir(parents=True, exist_ok=True)
+    start = make_model(args, args.betas[0]).policy  # not yet trained
+    frontier = start_frontier(
+        start,
+        make_env(args, min(512, args.start_episodes)),
+        args.start_episodes,
+        judges={"vader": load_sentiment_model("vader")},
+        cache=out / "start.npz",
+    )
+    result: dict[str, Any] = {"arguments": vars(args), **curves(frontier), "trained": []}
+    for beta in args.betas:
+        result["trained"].append(train(args, beta, frontier))
+        console.print(f"β = {beta}: sentiment {result['trained'][-1]['sentiment']:.3f}")
+    result["trained"].sort(key=lambda run: run["kl"])
+    (out / "frontier.json").write_text(json.dumps(result, indent=2), "utf-8")
+    draw(out / "frontier.png", result)
+    show(console, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
