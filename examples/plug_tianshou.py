@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> float:
     try:
         return train(args)
     except ModuleNotFoundError as error:
-        sys.exit(f'error: {error.name} is missing: pip install -e ".[plug]" brings it')
+        missing = str(error.name).partition(".")[0]
+        sys.exit(f'error: {missing} is missing: pip install -e ".[plug]" brings it')
 
 
 if __name__ == "__main__":

@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
         try:
             history = train(args, Path(folder))
         except ModuleNotFoundError as error:
-            sys.exit(f'error: {error.name} is missing: pip install -e ".[plug]" brings it')
+            missing = str(error.name).partition(".")[0]
+            sys.exit(f'error: {missing} is missing: pip install -e ".[plug]" brings it')
     end = history[-1]
     print(f"{args.trainer}: sentiment {end['sentiment']:+.3f} after {end['seconds']:.1f} s")
     return history
