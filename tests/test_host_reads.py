@@ -190,5 +190,7 @@ def test_learning_and_evaluation_read_as_often_as_it_takes(device):
         got = evaluate(agent.policy, agent.reference, agent.env, 2 * B)
     assert counts[0] <= 2 * 7
     want = evaluate(on_cpu.policy, on_cpu.reference, on_cpu.env, 2 * B)
-    assert got["samples"] == want["samples"]
+    for ours, theirs in zip(got["samples"], want["samples"], strict=True):
+        assert ours.pop("kl") == pytest.approx(theirs.pop("kl"), rel=1e-4)
+        assert ours == theirs
     assert got["kl"] == pytest.approx(want["kl"], rel=1e-3)

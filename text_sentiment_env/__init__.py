@@ -9,6 +9,7 @@ Discrete(100)
 import gymnasium
 
 from text_sentiment_env.env import TextSentimentEnv
+from text_sentiment_env.rewards import RewardFunction
 from text_sentiment_env.sentiment import SentimentModel, load_sentiment_model
 from text_sentiment_env.vector_env import TextSentimentVectorEnv
 from text_sentiment_env.vocabulary import Vocabulary
@@ -16,6 +17,7 @@ from text_sentiment_env.vocabulary import Vocabulary
 __version__ = "0.1.0"
 
 __all__ = [
+    "RewardFunction",
     "SentimentModel",
     "TextSentimentEnv",
     "TextSentimentVectorEnv",
