@@ -135,6 +135,7 @@ EXTRAS = ("sb3_contrib", "torchrl", "tensordict", "ray", "tensorboard", "dataset
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for path in [*(ROOT / "examples").glob("*.py"), ROOT / "examples/train_judge/train_judge.py"]
+    if "__main__" in path.read_text("utf-8")  # rl-zoo3's hyperparameters are no program
     if path.name not in ("pretrain_gpt2.py", "review_texts.py")
 )
 
