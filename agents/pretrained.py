@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from agents.atomic import atomic_write
@@ -226,4 +226,18 @@ def write_pretrained(
         atomic_write(folder / "model.safetensors") as weights_file,
     ):
         config_file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        save_file(weights, weights_file, metadata={"format": "pt", "sha256": _digest(weights)})
+        # Not save_file: it has a temporary file of its own, and tells a full disk as no OSError.
+        content = save(weights, {"format": "pt", "sha256": _digest(weights)})
+        with open(weights_file, "wb") as file:
+            header = _sorted_header(content)
+            file.write(header)
+            file.write(memoryview(content)[len(header) :])
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file's beginning, its metadata sorted: they come in random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8)
