@@ -43,6 +43,7 @@ from agents.sampling import (
     sample,
 )
 from agents.tokenizer import write_tokenizer
+from text_sentiment_env import checks
 
 END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
 
@@ -70,18 +71,18 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+            if name != "n_inner" or self.n_inner is not None:
+                checks.whole_number(name, getattr(self, name), 1, 10**8)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: change one"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("dropout", "layer_norm_epsilon"):
+            if checks.weight(name, value := getattr(self, name)) >= 1:
+                raise ValueError(f"{name}={value} must lie in [0, 1)")
         eos = self.eos_token_id
         if self.token_ids is not None:
-            ids = tuple(int(i) for i in self.token_ids)
+            ids = checks.whole_numbers("token_ids", self.token_ids)
             if len(ids) != self.vocab_size or len(set(ids)) != len(ids):
                 raise ValueError(
                     f"token_ids holds {len(ids)} ids, {len(set(ids))} of them distinct: it must"
@@ -549,7 +550,7 @@ class GPT2(nn.Module):
         config = GPT2Config.from_dict(read_config(find_file, name))
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
-        weights = read_weights(find_file, name, allow_pickle)
+        weights = read_weights(find_file, name, config.n_layer, allow_pickle)
         with torch.device("meta"):
             expected = cls(config).state_dict()
         return cls._from_state(config, convert_weights(weights, expected, dtype)).eval()
@@ -566,7 +567,7 @@ class GPT2(nn.Module):
     ) -> None:
         """Writes config.json and model.safetensors, for transformers or `from_pretrained`.
 
-        A model of GPT-2's tokens, whose last row is `<|endoftext|>`, gets its tokenizer too. A save that fails leaves an earlier one as it was.
+        A model of GPT-2's tokens gets its tokenizer too. A failing save leaves an earlier one.
 
         Args:
             directory: made if missing.
@@ -629,8 +630,7 @@ class GPT2(nn.Module):
             )
         if end is not None and not -1 <= end < vocab_size:
             raise ValueError(
-                f"end_index={end} must be a row of the vocabulary, in [0, {vocab_size}), or -1 for"
-                " texts that do not end"
+                f"end_index={end} must be a row, in [0, {vocab_size}), or -1 for texts without end"
             )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from agents import checkpoint, distributed
 from agents.advantages import Baseline, monte_carlo_returns
 from agents.callbacks import add_progress_bar
-from agents.checkpoint import Target
+from agents.checkpoint import COUNTERS, Target
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
     HYPERPARAMETERS,
@@ -35,12 +35,6 @@ from agents.metrics import finite_measures, rollout_metrics, update_metrics
 from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
 from agents.rollout import Episodes, collect_episodes
 from agents.sb3_vec_env import wrap_token_env
-
-# The counters of a run, which a checkpoint holds.
-COUNTERS = (
-    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
-    "_current_progress_remaining",
-)
 
 
 class REINFORCE(BaseAlgorithm):
@@ -574,7 +568,7 @@ class REINFORCE(BaseAlgorithm):
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = checkpoint.read_archive(path)
-        checkpoint.check_contents(data, tensors)
+        checkpoint.check_contents(data, tensors, cls.ARGUMENTS)
         replaceable = {*cls.ARGUMENTS, "parallel", "tensorboard_log", "verbose"}
         if unknown := sorted(arguments.keys() - replaceable):
             raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
@@ -604,7 +598,8 @@ class REINFORCE(BaseAlgorithm):
         # model, of the same shape. Counters come before `_parallelize`, which seeds each rank's draws
         # by the number of updates. Weights and optimiser come last, because FSDP splits up tensors
         # and each rank then loads its part. Random states wait for `learn`: building drew numbers.
-        model._setup_model()
+        with checkpoint.checked("policy_kwargs"):
+            model._setup_model()
         model._freeze_reference()
         for name, value in data["counters"].items():
             setattr(model, name, value)
