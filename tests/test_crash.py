@@ -11,7 +11,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,3 +187,14 @@ def test_killed_again_at_the_start_of_the_resumed_run(program, whole, tmp_path):
     for action in ("kill", "fail"):
         wrong = interfere(program, tmp_path / "run", begun, expected, start, action=action)
         assert wrong == []
+
+
+def test_the_same_seed_gives_equal_files_in_another_process(whole, tmp_path):
+    """Times apart; hashes are seeded anew there, so that no set's order may count."""
+    root = Path(__file__).parents[1]
+    environment = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1"}
+    command = [sys.executable, "examples/train_reinforce.py", *FLAGS[:-1], str(tmp_path / "run")]
+    subprocess.run(command, cwd=root, env=os.environ | environment, check=True)
+    found = contents(tmp_path / "run")
+    assert found.pop("learning_curves.png").startswith(b"\x89PNG")
+    assert found == {n: c for n, c in whole[1].items() if n != "learning_curves.png"}
