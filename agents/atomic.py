@@ -20,21 +20,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with named_errors(path):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            temporary.chmod(mode)  # safetensors creates files that only their owner can read
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Adds the file's name to an OSError that has none, such as that of a write to a full disk."""
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(mode)  # safetensors creates files that only their owner can read
-        sync_file(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_file(path: Path) -> None:
     """Flushes a file to the disk, so that it survives a power cut."""
-    with open(path, "rb+") as file:
+    with named_errors(path), open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -44,7 +56,8 @@ def sync_folder(folder: Path) -> None:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named_errors(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import KVWriter, filter_excluded_keys
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from agents.atomic import atomic_write
+from agents.atomic import atomic_write, named_errors
 
 UPDATES = "train/n_updates"
 
@@ -113,7 +113,10 @@ class AppendingCSV(KVWriter):
         row = filter_excluded_keys(key_values, key_excluded, "csv")
         if not row.keys() <= set(self._columns):
             return self._replace([*read_rows(self._path), row])
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
+        with (
+            named_errors(self._path),
+            open(self._path, "a", newline="", encoding="utf-8") as file,
+        ):
             self._writer(file).writerow(row)
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:

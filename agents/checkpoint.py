@@ -10,7 +10,8 @@ import os
 import random
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,14 @@ from torch import Tensor
 
 from agents import distributed
 from agents.atomic import atomic_write
+from agents.gpt2 import GPT2Config
 from agents.sampling import NonFiniteError
 
+# The counters of a run.
+COUNTERS = (
+    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
+    "_current_progress_remaining",
+)
 FORMAT = "text-sentiment-env/1"
 COUNTERS = (  # of a run
     *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
@@ -93,7 +100,7 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
     try:
         with zipfile.ZipFile(source) as archive:
             members = _read_members(archive, str(source))
-        data = json.loads(members.pop("checkpoint.json"))
+        data = json.loads(members.pop("checkpoint.json"), parse_constant=_refuse)
         groups = {
             # Sorted: safetensors has no order, and ranks that handle them together need one.
             Path(name).stem: dict(sorted(safetensors.torch.load(content).items()))
@@ -101,14 +108,22 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
         }
         for name, group in groups.items():
             check_finite(name, group)
-    except (zipfile.BadZipFile, EOFError, NonFiniteError, NotImplementedError) as error:
-        raise ValueError(_damaged(source, error)) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
+    except (PermissionError, IsADirectoryError, _OthersFile):
+        raise
+    except Exception as error:  # zipfile raises errors of any kind about damaged files
         raise ValueError(_damaged(source, error)) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else data
         raise ValueError(f"{source} has the format {found!r}, this version reads {FORMAT!r}")
     return data, groups
+
+
+class _OthersFile(ValueError):
+    """A zip file that is no checkpoint of REINFORCE."""
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def _damaged(source: Any, error: object) -> str:
@@ -123,7 +138,7 @@ def _read_members(archive: zipfile.ZipFile, source: str) -> dict[str, bytes]:
     infos = archive.infolist()
     names = [info.filename for info in infos]
     if "checkpoint.json" not in names:
-        raise ValueError(
+        raise _OthersFile(
             f"{source} is not a checkpoint of REINFORCE: it holds {names[:4]}. Load it with the"
             " class that wrote it"
         )
@@ -141,7 +156,8 @@ def _read_members(archive: zipfile.ZipFile, source: str) -> dict[str, bytes]:
         manifest = json.loads(members.pop("manifest.json"))
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
         if manifest != digests:
-            wrong = [name for name in digests if digests[name] != dict(manifest).get(name)]
+            listed = manifest if isinstance(manifest, dict) else {}
+            wrong = [name for name in digests if digests[name] != listed.get(name)]
             raise zipfile.BadZipFile(f"{wrong or 'a member'} does not match the manifest")
     if missing := known - {"manifest.json"} - members.keys():
         raise zipfile.BadZipFile(f"it lacks {sorted(missing)}")
@@ -156,8 +172,15 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
 # ---------------------------------------------------------------------------------------- contents
 
 
-def check_contents(data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
+def check_contents(
+    data: dict[str, Any], tensors: dict[str, dict[str, Tensor]], arguments: Iterable[str]
+) -> None:
     """Checks what a checkpoint says of itself before a model of that size is built.
+
+    Args:
+        data: its JSON.
+        tensors: its groups.
+        arguments: that it must hold.
 
     Raises:
         ValueError: naming the entry that is missing, of another kind, or does not fit the weights.
@@ -169,26 +192,69 @@ def check_contents(data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) 
     for name, kind in kinds.items():
         if not isinstance(data.get(name), kind):
             raise ValueError(f"the checkpoint's {name} is damaged: use an earlier one")
-    numbers = [data["observation_length"], *data["counters"].values()]
-    if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers):
-        raise ValueError(f"the checkpoint's counters {numbers} are damaged: use an earlier one")
+    if data["arguments"].keys() != set(arguments):
+        wrong = sorted(data["arguments"].keys() ^ set(arguments))
+        raise ValueError(f"the checkpoint lacks or adds the arguments {wrong}: use an earlier one")
+    _check_counters({"observation_length": data["observation_length"], **data["counters"]})
     config, weights = data["policy_kwargs"].get("config"), tensors["policy"]
     if not isinstance(config, dict):
         raise ValueError("the checkpoint's policy_kwargs have no config: use an earlier one")
+    inner = _size(weights, "gpt2.h.0.mlp.c_fc.weight", 0)
     sizes = {
         "vocab_size": _size(weights, "gpt2.wte.weight", 0),
         "n_positions": _size(weights, "gpt2.wpe.weight", 0),
         "n_embd": _size(weights, "gpt2.wte.weight", 1),
         "n_layer": len([name for name in weights if name.endswith(".ln_1.weight")]),
     }
+    if config.get("n_inner") is not None:
+        sizes["n_inner"] = inner
     for name, size in sizes.items():
-        if config.get(name) != size:
+        if not same_json(config.get(name), size):
             raise ValueError(
                 f"the checkpoint's config has {name}={config.get(name)!r}, its weights {size}: use an"
                 " earlier one"
             )
-    for state in (data["random_state"], *data.get("other_ranks", [])):
+    if not same_json(config, GPT2Config.from_dict(config).to_dict()):
+        raise ValueError("the checkpoint's config is damaged: use an earlier one")
+    others = data.get("other_ranks", [])
+    if not isinstance(others, list):
+        raise ValueError("the checkpoint's other_ranks is damaged: use an earlier one")
+    for state in ({**data["random_state"], "prompts": data["prompt_generator"]}, *others):
         _check_random_state(state)
+    if tensors["baseline"].keys() - {"ema"} or any(
+        t.ndim != 1 for t in tensors["baseline"].values()
+    ):
+        raise ValueError("the checkpoint's baseline is damaged: use an earlier one")
+
+
+@contextmanager
+def checked(part: str) -> Iterator[None]:
+    """Names a part of a checkpoint of which no model can be made."""
+    try:
+        yield
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the checkpoint's {part} make no model ({error}): use an earlier one, or pass the class"
+            " that it was saved with"
+        ) from error
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON, where 1 is neither 1.0 nor true."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def _check_counters(counters: dict[str, Any]) -> None:
+    progress = counters.get("_current_progress_remaining")
+    whole = [value for name, value in counters.items() if name != "_current_progress_remaining"]
+    if (
+        counters.keys() != {"observation_length", *COUNTERS}
+        or not all(type(value) is int and 0 <= value < 2**62 for value in whole)
+        or not isinstance(progress, int | float)
+        or isinstance(progress, bool)
+        or not 0 <= progress <= 1
+    ):
+        raise ValueError(f"the checkpoint's counters {counters} are damaged: use an earlier one")
 
 
 def _size(weights: Mapping[str, Tensor], name: str, axis: int) -> int | None:
@@ -197,13 +263,13 @@ def _size(weights: Mapping[str, Tensor], name: str, axis: int) -> int | None:
 
 
 def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless group `name` holds the expected tensors, in their shapes."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
-    given = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    """Raises ValueError unless group `name` holds the expected tensors: shapes and dtypes."""
+    shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in expected.items()}
+    given = {key: (tensor.shape, tensor.dtype) for key, tensor in tensors.items()}
     if wrong := sorted(k for k in shapes | given if shapes.get(k) != given.get(k)):
         raise ValueError(
             f"the checkpoint's {name} does not fit the model: {wrong[:4]} are missing, unexpected or"
-            " of another shape; use an earlier one"
+            " of another shape or dtype; use an earlier one"
         )
 
 
@@ -227,11 +293,7 @@ def optimizer_state_dict(
         ValueError: if it is not the state of such an optimiser.
     """
     own = optimizer.state_dict()["param_groups"]
-    names = [(group["params"], sorted(group)) for group in own]
-    try:
-        fits = names == [(group["params"], sorted(group)) for group in groups]
-    except (KeyError, TypeError):
-        fits = False
+    fits = len(own) == len(groups) and all(map(_same_settings, own, groups))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
@@ -251,6 +313,26 @@ def optimizer_state_dict(
             " is damaged; use an earlier one"
         )
     return {"state": state, "param_groups": groups}
+
+
+def _same_settings(own: dict[str, Any], given: Any) -> bool:
+    """Whether two groups differ at most in numbers, such as the learning rate."""
+    if not isinstance(given, dict) or own.keys() != given.keys():
+        return False
+    for name, value in own.items():
+        other = given[name]
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if name == "params" or any(type(n) not in (int, float) for n in numbers):
+            if not same_json(value, other):
+                return False
+            continue
+        others = other if isinstance(value, list | tuple) else [other]
+        if not isinstance(others, list | tuple) or len(others) != len(numbers):
+            return False
+        limit = 1 if name == "betas" else math.inf
+        if not all(type(n) in (int, float) and 0 <= n < limit for n in others):
+            return False
+    return True
 
 
 def random_state(generators: Iterable[np.random.Generator]) -> dict[str, Any]:
@@ -321,19 +403,37 @@ def restore_random_states(
 
 
 def _check_random_state(state: dict[str, Any]) -> None:
-    """Raises ValueError for what `set_random_state` could not set."""
+    """Raises ValueError for what generators do not hold, once it is set, as it was given."""
     try:
         version, internal, gauss = state["python"]
-        random.Random().setstate((version, tuple(internal), gauss))
+        python, legacy, cpu = random.Random(), np.random.RandomState(), torch.Generator()
+        python.setstate((version, tuple(internal), gauss))
         key = np.array(state["numpy"]["state"]["key"], np.uint32)
-        numpy_state = {**state["numpy"], "state": {**state["numpy"]["state"], "key": key}}
-        np.random.RandomState().set_state(numpy_state)
-        torch.Generator().set_state(_bytes(state["torch"]))
-        for generator in state["generators"]:
-            np.random.default_rng().bit_generator.state = generator
-        for cuda in state["cuda"]:
-            _bytes(cuda)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        legacy.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
+        numpy_state: Any = legacy.get_state(legacy=False)
+        numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+        cpu.set_state(_bytes(state["torch"]))
+        pairs = [
+            (python.getstate(), state["python"]),
+            (numpy_state, state["numpy"]),
+            (cpu.get_state().numpy().tobytes().hex(), state["torch"]),
+            ([_bytes(cuda).numpy().tobytes().hex() for cuda in state["cuda"]], state["cuda"]),
+        ]
+        prompts = [state["prompts"]] if "prompts" in state else []
+        for given in [*state["generators"], *prompts]:
+            generator = np.random.default_rng()
+            generator.bit_generator.state = given
+            pairs.append((generator.bit_generator.state, given))
+        whole = isinstance(state["generators"], list)
+        whole &= gauss is None or isinstance(gauss, float)
+        whole &= 0 <= state["numpy"]["state"]["pos"] <= 624 and state["numpy"]["has_gauss"] in (
+            0,
+            1,
+        )
+        whole &= all(g["has_uint32"] in (0, 1) for g in [*state["generators"], *prompts])
+        if not whole or not all(same_json(held, given) for held, given in pairs):
+            raise ValueError("no generator holds it")
+    except Exception as error:  # generators raise errors of any kind about states of any kind
         raise ValueError(
             f"the checkpoint's random_state is damaged ({error!r}): use an earlier one"
         ) from error

@@ -491,7 +491,7 @@ class GPT2(nn.Module):
         config = GPT2Config.from_dict(read_config(find_file, name))
         if dropout is not None:
             config = dataclasses.replace(config, dropout=dropout)
-        weights = read_weights(find_file, name, allow_pickle)
+        weights = read_weights(find_file, name, config.n_layer, allow_pickle)
         with torch.device("meta"):
             expected = cls(config).state_dict()
         return cls._from_state(config, convert_weights(weights, expected, dtype)).eval()
@@ -508,7 +508,7 @@ class GPT2(nn.Module):
     ) -> None:
         """Writes config.json and model.safetensors, for transformers or `from_pretrained`.
 
-        A model of GPT-2's tokens, whose last row is `<|endoftext|>`, gets its tokenizer too. A save that fails leaves an earlier one as it was.
+        A model of GPT-2's tokens gets its tokenizer too. A failing save leaves an earlier one.
 
         Args:
             directory: made if missing.
@@ -571,8 +571,7 @@ class GPT2(nn.Module):
             )
         if end is not None and not -1 <= end < vocab_size:
             raise ValueError(
-                f"end_index={end} must be a row of the vocabulary, in [0, {vocab_size}), or -1 for"
-                " texts that do not end"
+                f"end_index={end} must be a row, in [0, {vocab_size}), or -1 for texts without end"
             )
 
 

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from text_sentiment_env import checks
+
 END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
 
 
@@ -32,18 +34,18 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
+            if name != "n_inner" or self.n_inner is not None:
+                checks.whole_number(name, getattr(self, name), 1, 10**8)
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}: change one"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("dropout", "layer_norm_epsilon"):
+            if checks.weight(name, value := getattr(self, name)) >= 1:
+                raise ValueError(f"{name}={value} must lie in [0, 1)")
         eos = self.eos_token_id
         if self.token_ids is not None:
-            ids = tuple(int(i) for i in self.token_ids)
+            ids = checks.whole_numbers("token_ids", self.token_ids)
             if len(ids) != self.vocab_size or len(set(ids)) != len(ids):
                 raise ValueError(
                     f"token_ids holds {len(ids)} ids, {len(set(ids))} of them distinct: it must"

@@ -75,7 +75,7 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
     checks.one_of("lr_decay", get("lr_decay"), LR_DECAYS)
     checks.one_of("parallel", get("parallel"), distributed.PARALLEL)
     for name in ("ent_coef", "vf_coef", "kl_coef"):
-        check_number(name, get(name), 0)
+        check_number(name, get(name), 0, 1e18)  # above, a whole number fits no tensor
     if not callable(get("learning_rate")):
         check_number("learning_rate", get("learning_rate"), 0)
     check_number("gamma", get("gamma"), 0, 1)

@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from agents.atomic import atomic_write
@@ -89,32 +89,50 @@ def read_config(find_file: FindFile, name: str) -> dict[str, Any]:
     file = find_file("config.json")
     if file is None:
         raise FileNotFoundError(f"{name} holds no config.json: is it a model's folder?")
+    config = _read_json(file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} holds no config: fetch it again")
+    return config
+
+
+def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged or truncated: fetch it again") from error
 
 
-def read_weights(find_file: FindFile, name: str, allow_pickle: bool = False) -> dict[str, Tensor]:
+def read_weights(
+    find_file: FindFile, name: str, n_layer: int, allow_pickle: bool = False
+) -> dict[str, Tensor]:
     """A checkpoint's tensors under their own names, from one file or from shards.
+
+    Args:
+        find_file: of `find_files`.
+        name: of the model.
+        n_layer: that there must at least be, so that no larger model is built.
+        allow_pickle: also reads `pytorch_model.bin`.
 
     Raises:
         FileNotFoundError: if the weights, or one of their shards, are missing.
         ValueError: if a file is damaged.
     """
+    weights: dict[str, Tensor] = {}
     files = [find_file("model.safetensors")]
     if files == [None] and (index := find_file("model.safetensors.index.json")):
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = _shards(index)
         files = [find_file(shard) for shard in shards]
         if None in files:
             lost = [shard for shard, file in zip(shards, files, strict=True) if file is None]
             raise FileNotFoundError(f"{name} lacks {lost} of its shards: fetch it again")
     if files == [None] and allow_pickle and (file := find_file("pytorch_model.bin")):
+        files = []
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+            if not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+                raise ValueError("it holds other things than tensors")
         except Exception as error:
             raise ValueError(f"{file} is damaged or truncated: fetch it again") from error
-    weights: dict[str, Tensor] = {}
     for file in files:
         if file is None:
             raise FileNotFoundError(
@@ -130,7 +148,24 @@ def read_weights(find_file: FindFile, name: str, allow_pickle: bool = False) -> 
         if digest not in (None, _digest(tensors)):
             raise ValueError(f"{file} is damaged, its tensors have another SHA-256: fetch it again")
         weights |= tensors
+    layers = sum(key.endswith(".ln_1.weight") for key in weights)
+    if n_layer > layers:
+        raise ValueError(
+            f"{name} is not the config's GPT-2: n_layer={n_layer}, the weights have {layers} layers"
+        )
     return weights
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, all in its own folder."""
+    content = _read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\:")
+        for name in names.values()
+    ):
+        raise ValueError(f"{index} names no safetensors files of its own folder: fetch it again")
+    return sorted(set(names.values()))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -226,4 +261,18 @@ def write_pretrained(
         atomic_write(folder / "model.safetensors") as weights_file,
     ):
         config_file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-        save_file(weights, weights_file, metadata={"format": "pt", "sha256": _digest(weights)})
+        # Not save_file: it has a temporary file of its own, and tells a full disk as no OSError.
+        content = save(weights, {"format": "pt", "sha256": _digest(weights)})
+        with open(weights_file, "wb") as file:
+            header = _sorted_header(content)
+            file.write(header)
+            file.write(memoryview(content)[len(header) :])
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """A safetensors file's beginning, its metadata sorted: they come in random order."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8)

@@ -329,11 +329,7 @@ class REINFORCE(BaseAlgorithm):
         self._stop_requested = True
 
     def collect_episodes(self, callback: BaseCallback) -> Episodes | None:
-        """Writes one text a row; None if the callback stops the training.
-
-        Returns:
-            The whole batch, also where other ranks wrote a part of it.
-        """
+        """Writes one text a row, for the whole batch of all ranks; None if the callback stops."""
         assert self.env is not None
         self.policy.set_training_mode(False)
         prompts = self._baseline.draw_prompts(self._prompt_generator)
@@ -582,7 +578,7 @@ class REINFORCE(BaseAlgorithm):
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = checkpoint.read_archive(path)
-        checkpoint.check_contents(data, tensors)
+        checkpoint.check_contents(data, tensors, cls.ARGUMENTS)
         replaceable = {*cls.ARGUMENTS, "parallel", "tensorboard_log", "verbose"}
         if unknown := sorted(arguments.keys() - replaceable):
             raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
@@ -612,7 +608,8 @@ class REINFORCE(BaseAlgorithm):
         # model, of the same shape. Counters come before `_parallelize`, which seeds each rank's draws
         # by the number of updates. Weights and optimiser come last, because FSDP splits up tensors
         # and each rank then loads its part. Random states wait for `learn`: building drew numbers.
-        model._setup_model()
+        with checkpoint.checked("policy_kwargs"):
+            model._setup_model()
         model._freeze_reference()
         for name, value in data["counters"].items():
             setattr(model, name, value)

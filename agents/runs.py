@@ -58,9 +58,9 @@ class RunFolder:
             self._finish_rotation()
             yield
         finally:
-            pid_file.unlink(missing_ok=True)
-            with suppress(OSError):  # Windows keeps a file that is open
-                lock_file.unlink()
+            for file in (pid_file, lock_file):
+                with suppress(OSError):  # Windows keeps a file that is open
+                    file.unlink()
             lock.release()
 
     # --------------------------------------------------------------------------------- checkpoints
@@ -98,6 +98,10 @@ class RunFolder:
             self._checkpoint(age - 1).replace(self._checkpoint(age))
         self._incoming.replace(self._checkpoint(0))
         sync_folder(self.path)
+        self.remove_old(keep)
+
+    def remove_old(self, keep: int) -> None:
+        """Deletes all checkpoints but the last `keep`."""
         for path in self.checkpoints()[keep:]:
             path.unlink()
 

@@ -178,6 +178,7 @@ def run(args: Args, stop: StopSignals) -> int:
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
             return status
+        folder.remove_old(args.run.keep)  # a run that was killed may have left more
         summary = {
             "arguments": settings | {"out": str(folder.path)},
             "changes": changes,

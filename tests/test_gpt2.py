@@ -153,10 +153,10 @@ def test_restriction_refuses_what_the_model_lacks(small):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"n_layer": 0}, "n_layer=0 must be at least 1"),
+        ({"n_layer": 0}, "n_layer=0 must be a whole number of at least 1"),
         ({"n_embd": 10, "n_head": 4}, "n_embd=10 must be a multiple of n_head=4"),
         ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
-        ({"n_inner": 0}, "n_inner=0 must be at least 1"),
+        ({"n_inner": 0}, "n_inner=0 must be a whole number of at least 1"),
         ({"vocab_size": 3, "token_ids": (1, 2)}, "token_ids holds 2 ids"),
     ],
 )

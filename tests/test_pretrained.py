@@ -208,11 +208,10 @@ def test_a_failing_save_leaves_the_earlier_one(tmp_path, monkeypatch):
     first.save_pretrained(tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
-    def full_disk(weights, file, metadata):
-        file.write_bytes(b"half a file")
+    def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(pretrained, "save_file", full_disk)
+    monkeypatch.setattr(pretrained, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         second.save_pretrained(tmp_path)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before

@@ -38,6 +38,13 @@ def whole_number(name: str, value: Any, least: int, most: int = LARGEST_INT) -> 
     return int(value)
 
 
+def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    """Integers of at least 0."""
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__iter__"):
+        raise ValueError(f"{name}={values!r} must be a list of whole numbers")
+    return tuple(whole_number(name, value, 0) for value in values)
+
+
 def weight(name: str, value: Any) -> float:
     """The weight of a penalty: a number in [0, 1e30], so that rewards stay finite as float32."""
     number = isinstance(value, int | float | np.integer | np.floating)

@@ -45,7 +45,7 @@ from judge_hunt import Find, hunt, usual_nll
 from judge_report import calibrate, measure
 from judge_texts import labelled
 from judge_training import Samples, Trainer, made_by_program, mix, readable
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from agents import cli
@@ -208,7 +208,7 @@ def write_judge(
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: value.detach().half().cpu().contiguous() for name, value in weights.items()}
     with atomic_write(folder / "judge.safetensors") as temporary:
-        save_file(halves, temporary)
+        temporary.write_bytes(save(halves))
     config = {"width": args.width, "hidden": args.hidden, "token_ids": list(map(int, token_ids))}
     with atomic_write(folder / "judge.json") as temporary:
         temporary.write_text(json.dumps(config, separators=(",", ":")), "utf-8")
