@@ -60,13 +60,14 @@ def evaluate(
         torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
-        if distributed.rank() == 0:
-            torch.manual_seed(seed)
-            env.seed(seed)
-            result = _evaluate(policy, reference, env, n_episodes, judges or {})
-        else:
-            result = {}
-        distributed.wait()
+        result: dict[str, Any] = {}
+        try:
+            if distributed.rank() == 0:
+                torch.manual_seed(seed)
+                env.seed(seed)
+                result = _evaluate(policy, reference, env, n_episodes, judges or {})
+        finally:  # also if it fails: the others wait
+            distributed.wait()
     return result
 
 

@@ -110,6 +110,29 @@ def measure(
     return evaluate(policy, model.reference, env, args.run.eval_episodes, 1000, judges)
 
 
+def measure_last_good(
+    args: Args, env: SB3VecEnv, eval_env: SB3VecEnv, device: str, folder: RunFolder, save_to: Path
+) -> tuple[REINFORCE, dict[str, Any]]:
+    """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
+
+    Weights may be finite, and their logits not: such checkpoints are set aside.
+    """
+    while True:
+        model, _ = load_model(args, env, device, folder)
+        measures, error = {}, None
+        try:
+            measures = measure(model, model.policy.gpt2, eval_env, args, save_to)
+        except FloatingPointError as raised:
+            error = raised
+        if not any(distributed.gather_objects(error is not None)):
+            return model, measures
+        if not folder.checkpoints():
+            raise error or FloatingPointError("another process drew from numbers that overflow")
+        if distributed.rank() == 0:
+            folder.set_aside(folder.checkpoints()[0])
+        distributed.wait()
+
+
 # -------------------------------------------------------------------------------------------- main
 
 
@@ -163,9 +186,11 @@ def run(args: Args, stop: StopSignals) -> int:
         tokens, training = model.num_timesteps, time.perf_counter()
         error = train(model, args, folder, console, stop)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
+        gpt2 = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
-            model, _ = load_model(args, env, device, folder)
-        after = measure(model, model.policy.gpt2, eval_env, args, folder.path / "gpt2")
+            model, after = measure_last_good(args, env, eval_env, device, folder, gpt2)
+        else:
+            after = measure(model, model.policy.gpt2, eval_env, args, gpt2)
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
             return status
