@@ -68,20 +68,20 @@ def evaluate(
         torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
-        if distributed.rank() == 0:
-            torch.manual_seed(seed)
-            env.seed(seed)
-            result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
-            if frontier is not None:
-                rewards = [sample["reward"] for sample in result["samples"]]
-                kls = [sample["kl"] for sample in result["samples"]]
-                result["win_rate"] = frontier.win_rate(rewards).value
-                if kl_coef:
-                    gap = frontier.gap(rewards, kls, kl_coef)
-                    result["gap"], result["gap_standard_error"] = gap
-        else:
-            result = {}
-        distributed.wait()
+        result: dict[str, Any] = {}
+        try:
+            if distributed.rank() == 0:
+                torch.manual_seed(seed)
+                env.seed(seed)
+                result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
+        finally:  # also if it fails: the others wait
+            distributed.wait()
+    if frontier is not None and result:
+        rewards, kls = zip(*[(s["reward"], s["kl"]) for s in result["samples"]], strict=True)
+        result["win_rate"] = frontier.win_rate(rewards).value
+        if kl_coef:
+            gap = frontier.gap(rewards, kls, kl_coef)
+            result["gap"], result["gap_standard_error"] = gap
     return result
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from agents.atomic import atomic_write
 from agents.sampling import NonFiniteError
+from text_sentiment_env.hub import hub_error, nearest
 
+KNOWN = ("reviews", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 FindFile = Callable[[str], Path | None]
 
 
@@ -35,6 +38,7 @@ def find_files(name: str, revision: str | None = None, local_files_only: bool = 
         local_files_only: reads the hub's models from the local cache alone.
 
     Raises:
+        ValueError: for a name that is nearly a known one, which is suggested.
         FileNotFoundError: if there is no such directory. The function raises it too, for a model
             that the hub does not have or that cannot be downloaded.
     """
@@ -50,16 +54,24 @@ def find_files(name: str, revision: str | None = None, local_files_only: bool = 
         return lambda file: path if (path := folder / file).is_file() else None
     if folder.is_absolute() or name.startswith((".", "~")):
         raise FileNotFoundError(f"{name} is no directory: pass that of a GPT-2, or a hub name")
-    return lambda file: _download(name, file, revision, local_files_only)
+    if "/" not in name and (near := nearest(name, KNOWN)):
+        raise ValueError(
+            f"the model {name!r} is unknown: did you mean {near!r}? Other values are a directory, or a"
+            " GPT-2 of the Hugging Face hub, such as 'owner/model'"
+        )
+    # Once, when the first file is asked for: without the hub its local cache is left.
+    hub = cache(lambda: None if local_files_only else hub_error(name, revision))
+    return lambda file: _download(name, file, revision, local_files_only, hub())
 
 
-def _download(name: str, file: str, revision: str | None, local_files_only: bool) -> Path | None:
+def _download(
+    name: str, file: str, revision: str | None, local_files_only: bool, hub: Exception | None
+) -> Path | None:
     from huggingface_hub import errors, hf_hub_download
 
+    cached = local_files_only or hub is not None
     try:
-        return Path(
-            hf_hub_download(name, file, revision=revision, local_files_only=local_files_only)
-        )
+        return Path(hf_hub_download(name, file, revision=revision, local_files_only=cached))
     except errors.LocalEntryNotFoundError as error:  # no connection, or none wanted
         if file != "config.json":
             return None
@@ -70,7 +82,7 @@ def _download(name: str, file: str, revision: str | None, local_files_only: bool
         cause = error
     where = "in the local cache" if local_files_only else "on the Hugging Face hub"
     raise FileNotFoundError(
-        f"{name!r} could not be read {where} ({type(cause).__name__}). On a machine without the"
+        f"{name!r} could not be read {where} ({type(hub or cause).__name__}). On a machine without the"
         " hub pass the path of a directory that holds its config.json and model.safetensors,"
         " or 'reviews', the model in this package"
     ) from cause

@@ -128,11 +128,15 @@ class RunFolder:
             distributed.wait()  # all ranks have tried the damaged ones
             for damaged, reason in errors if distributed.rank() == 0 else ():
                 warnings.warn(f"going on from {path.name}, because {reason}", stacklevel=2)
-                damaged.replace(damaged.with_suffix(".damaged"))
+                self.set_aside(damaged)
             return model, path
         if errors:
             raise errors[0][1]
         raise ValueError(f"{self.path} holds no checkpoint")
+
+    def set_aside(self, checkpoint: Path) -> None:
+        """Renames a checkpoint that no run can go on from."""
+        checkpoint.replace(checkpoint.with_suffix(".damaged"))
 
     # ----------------------------------------------------------------------------------- arguments
 

@@ -110,6 +110,35 @@ def measure(
         return evaluate(policy, model.reference, env, n, 1000, judges, progress)
 
 
+def measure_last_good(
+    args: Args,
+    envs: tuple[SB3VecEnv, SB3VecEnv],
+    device: str,
+    folder: RunFolder,
+    display: RunDisplay,
+    save_to: Path,
+) -> tuple[REINFORCE, dict[str, Any]]:
+    """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
+
+    Weights may be finite, and their logits not: such checkpoints are set aside.
+    """
+    env, eval_env = envs
+    while True:
+        model, _ = load_model(args, env, device, folder)
+        measures, error = {}, None
+        try:
+            measures = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
+        except FloatingPointError as raised:
+            error = raised
+        if not any(distributed.gather_objects(error is not None)):
+            return model, measures
+        if not folder.checkpoints():
+            raise error or FloatingPointError("another process drew from numbers that overflow")
+        if distributed.rank() == 0:
+            folder.set_aside(folder.checkpoints()[0])
+        distributed.wait()
+
+
 def second_judges(args: Args) -> dict[str, SentimentModel]:
     """The judges that training does not use."""
     seen = args.environment.sentiment_model == "vader"
@@ -171,10 +200,12 @@ def run(args: Args, stop: StopSignals) -> int:
         tokens, training = model.num_timesteps, time.perf_counter()
         error = train(model, args, folder, display, judge, stop)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
+        save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
-            model, _ = load_model(args, env, device, folder)
-        gpt2, save_to = model.policy.gpt2, folder.path / "gpt2"
-        after = measure(model, gpt2, eval_env, args, display, save_to)
+            envs = env, eval_env
+            model, after = measure_last_good(args, envs, device, folder, display, save_to)
+        else:
+            after = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
             return status

@@ -21,6 +21,7 @@ from stable_baselines3.common.logger import Logger, configure
 from agents import REINFORCE, GPT2Config, GPT2Policy, distributed
 from agents.advantages import BASELINES
 from agents.rollout import Episodes
+from examples import train_reinforce
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -361,6 +362,54 @@ def test_a_dying_rank_ends_the_job_and_leaves_the_last_checkpoint(tmp_path):
     assert "RuntimeError: rank 1 has had enough" in done.stderr
     assert REINFORCE.load(tmp_path / "run/checkpoint.zip")._n_updates == 2
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_in_a_save_leaves_the_last_checkpoint(rank, tmp_path):
+    """The first while it writes; another before, so that the first has not the whole."""
+    script, out = tmp_path / "dies.py", tmp_path / "run"
+    script.write_text(DIES_SAVING.replace("RANK", str(rank)))
+    example = ROOT / "examples/train_reinforce.py"
+    done = torchrun(script, example, "--updates", 3, "--out", out)
+    assert done.returncode != 0
+    found = {path.name for path in out.glob("*.zip")}
+    assert found == {"checkpoint.zip"} | ({"checkpoint-1.zip"} if rank else set())
+    if rank == 0:  # resumed on as many
+        assert list(out.glob(".checkpoint-new.zip.*.tmp"))
+        done = torchrun(example, "--updates", 3, "--out", out, "--resume")
+        assert done.returncode == 0, done.stderr
+        assert "checkpoint.zip, update 1" in done.stdout
+    else:
+        with pytest.warns(UserWarning, match="the checkpoint is of 2 processes, this run of 1"):
+            assert train_reinforce.main(["--out", str(out), "--resume"]) == 0
+    assert not list(out.glob(".*"))
+    assert REINFORCE.load(out / "checkpoint.zip")._n_updates == 3
+    assert len((out / "progress.csv").read_text().splitlines()) == 1 + 3
+
+
+DIES_SAVING = """
+import os
+import runpy
+import signal
+import sys
+from agents import REINFORCE, checkpoint, distributed
+
+write, save = checkpoint._write_zip, REINFORCE.save
+
+def half(file, *arguments):
+    write(file, *arguments)
+    if RANK == 0 and os.path.exists(os.path.join(os.path.dirname(file.name), "checkpoint.zip")):
+        file.truncate(1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def killed(self, path, *arguments):
+    if RANK == 1 and distributed.rank() == 1 and self._n_updates == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(self, path, *arguments)
+
+checkpoint._write_zip, REINFORCE.save = half, killed
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
 
 
 DIES = """

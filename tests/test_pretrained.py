@@ -1,5 +1,7 @@
 import json
 import os
+import threading
+import time
 
 import pytest
 import safetensors.torch
@@ -333,6 +335,32 @@ def test_no_connection_to_the_hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(FileNotFoundError, match="'gpt2' could not be read on the Hugging Face hub"):
         GPT2.from_pretrained("gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("review", "reviews"), ("gpt3", "gpt2"), ("GPT2", "gpt2")]
+)
+def test_the_nearest_name_is_suggested_and_no_hub_asked(name, near, monkeypatch):
+    monkeypatch.setattr(pretrained, "hub_error", None)
+    with pytest.raises(ValueError, match=f"the model '{name}' is unknown: did you mean '{near}'"):
+        GPT2.from_pretrained(name)
+
+
+def test_a_silent_hub_is_waited_for_a_few_seconds(tmp_path, monkeypatch):
+    """Once for all files; its local cache is left."""
+    asked = threading.Event()
+
+    def silent(*_args, **_kwargs):
+        assert not asked.is_set()
+        asked.set()
+        time.sleep(60)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", silent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError, match="on the Hugging Face hub .TimeoutError"):
+        GPT2.from_pretrained("owner/model")
+    assert time.monotonic() - began < 5
 
 
 def test_a_model_in_the_hubs_cache_is_loaded(hf, saved, monkeypatch):

@@ -226,6 +226,21 @@ def test_openings_fit_gpt2_and_are_distinct():
     assert len(lines) == len(set(lines)) >= 90
 
 
+def test_a_learning_rate_that_blows_up_ends_with_the_term_named(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(out, "--updates", "9", "--save-every", "1", "--learning-rate", "1e9") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    summary = json.loads((out / "summary.json").read_text())
+    assert line == f"error: {summary['error']}"
+    assert any(word in line for word in ("logits", "loss", "gradient", "weight"))
+    assert (out / "samples.md").exists()
+    assert all(p.isfinite().all() for p in GPT2.from_pretrained(out / "gpt2").parameters())
+    # The first update's weights are finite, but no text can be drawn from them.
+    assert (summary["updates"], summary["after"]["kl"]) == (0, 0)
+    assert [p.name for p in out.glob("checkpoint*")] == ["checkpoint.damaged"]
+
+
 # ------------------------------------------------------------------------------------------- resume
 
 

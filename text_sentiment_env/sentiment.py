@@ -6,12 +6,9 @@ name. Heavy libraries are imported only by the model that needs them.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
-import queue
 import re
-import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -21,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from text_sentiment_env import checks
+from text_sentiment_env.hub import hub_error, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NAMES = ("bundled", "vader")
-_HUB_SECONDS = 3.0  # the longest wait for the hub's first answer
 
 
 class SentimentModel(Protocol):
@@ -143,7 +140,7 @@ def _load_pretrained(name: str, source: dict[str, Any], options: dict[str, Any])
     else:
         _check_model_id(name)
         if not source["local_files_only"]:
-            hub = _hub_error(name, source["revision"])
+            hub = hub_error(name, source["revision"])
             source = source | {"local_files_only": hub is not None}  # the cache is left
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source)
@@ -170,10 +167,9 @@ def _check_model_id(name: str) -> None:
             f"sentiment_model={name!r} is not a directory: pass one written by save_pretrained"
             " (config.json, model.safetensors, the tokenizer's files), a hub id, or 'bundled'"
         )
-    near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.75)
-    if near:
+    if near := nearest(name, _NAMES):
         raise ValueError(
-            f"sentiment_model={name!r} is unknown: did you mean {near[0]!r}? Other values are a"
+            f"sentiment_model={name!r} is unknown: did you mean {near!r}? Other values are a"
             " Hugging Face id or directory, or a callable list[str] -> scores in [-1, 1]"
         )
     try:
@@ -183,32 +179,6 @@ def _check_model_id(name: str) -> None:
             f"sentiment_model={name!r} is no name on the Hugging Face hub: use 'bundled', 'vader',"
             f" an id such as 'owner/model', or a directory. {error}"
         ) from None
-
-
-def _hub_error(name: str, revision: str | None) -> Exception | None:
-    """Asks the hub for a model once, and returns its error, or None if it has the model.
-
-    transformers tries for about a minute when the hub can't be reached. A thread bounds the whole
-    wait, because no timeout of a request covers the search for the host's address.
-    """
-    import huggingface_hub
-
-    answers: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
-            huggingface_hub.get_hf_file_metadata(url, timeout=_HUB_SECONDS)
-        except Exception as error:  # errors of several HTTP libraries
-            answers.put(error)
-        else:
-            answers.put(None)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answers.get(timeout=_HUB_SECONDS)
-    except queue.Empty:
-        return TimeoutError(f"no answer within {_HUB_SECONDS:g} seconds")
 
 
 def _advice(name: str, hub: Exception | None, safetensors: bool | None, error: Exception) -> str:
