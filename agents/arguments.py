@@ -112,8 +112,8 @@ class ReinforceArgs:
     """weight of the value loss, for --baseline value"""
     kl_coef: float = 0.03
     """weight of the KL divergence from the start model"""
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    """in the reward, or in the loss"""
+    kl_estimator: Literal["k1", "k3", "exact"] = "k1"
+    """sampled in the reward, exact over the vocabulary, or in the loss"""
     max_grad_norm: float = 1.0
     """the gradient is clipped to this norm"""
     micro_batch_size: int | None = None
@@ -135,7 +135,13 @@ class Args:
 
 
 PRESETS = {
-    "reviews": Args(),
+    "reviews": Args(
+        RunArgs("reviews", updates=64),
+        EnvironmentArgs(num_envs=128, target_length=(10, 20), length_penalty=1.0),
+        reinforce=ReinforceArgs(
+            learning_rate=6e-4, lr_decay="cosine", kl_coef=0.03, kl_estimator="exact"
+        ),
+    ),
     "small": Args(
         RunArgs("small"),
         EnvironmentArgs(vocabulary="small"),
@@ -168,7 +174,7 @@ RESUMABLE = {f.name for f in fields(RunArgs)} - {"preset", "seed"} | {"micro_bat
 def parse_arguments(argv: Sequence[str] | None = None, description: str | None = None) -> Args:
     """Reads the command line; defaults come from --preset, or from the run that --resume continues."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    first = cli.parse(Args, argv, description).run
+    first = cli.parse(Args, argv, description, default=PRESETS["reviews"]).run
     folders = run_folders(f"{first.preset}-seed{first.seed}")
     if first.resume:
         latest = next((path for path in reversed(folders) if path.exists()), folders[0])

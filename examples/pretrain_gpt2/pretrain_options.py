@@ -18,11 +18,11 @@ class Args:
     """folder with imdb_{train,unsup,test}.jsonl[.xz]; none: Hugging Face's stanfordnlp/imdb"""
     work: Path = Path("runs/pretrain")
     """folder for the checkpoint, the model and the report"""
-    broad_steps: int = 1400
+    broad_steps: int = 2600
     """first stage: beginnings of all clean sentences, as far as their words are known"""
-    plain_steps: int = 800
+    plain_steps: int = 1400
     """last stage: short sentences of known words alone"""
-    temperature: float = 0.95
+    temperature: float = 0.9
     """divides the shipped model's logits: below 1, samples come less often from the tail"""
     stop_at: int | None = None
     """end this session at that step; the same command resumes"""
