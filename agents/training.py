@@ -169,8 +169,7 @@ def run(args: Args, stop: StopSignals) -> int:
     began = time.perf_counter()
     device = distributed.join(args.run.device)
     first = distributed.rank() == 0  # which alone prints and writes
-    # The others may have seen the first's folder, and chosen another.
-    folder = RunFolder(distributed.gather_objects(args.run.out)[0])
+    folder = RunFolder(distributed.gather_objects(args.run.out)[0])  # the first rank's choice
     console = Console(quiet=args.run.quiet or not first)
     display = RunDisplay(console)
     with folder.locked() if first else nullcontext():
@@ -202,8 +201,9 @@ def run(args: Args, stop: StopSignals) -> int:
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
         save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
-            envs = env, eval_env
-            model, after = measure_last_good(args, envs, device, folder, display, save_to)
+            model, after = measure_last_good(
+                args, (env, eval_env), device, folder, display, save_to
+            )
         else:
             after = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))
