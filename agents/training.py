@@ -175,9 +175,7 @@ def run(args: Args, stop: StopSignals) -> int:
     with folder.locked() if first else nullcontext():
         distributed.wait()
         if folder.checkpoints() and not args.run.resume:
-            raise ValueError(
-                f"--out {folder.path} holds a run: add --resume to go on, or choose another"
-            )
+            raise ValueError(f"--out {folder.path} holds a run: add --resume, or choose another")
         with display.status("loading judge and model"):
             judge = make_judge(args.environment.sentiment_model, device)
             rows = args.environment.num_envs
@@ -201,9 +199,8 @@ def run(args: Args, stop: StopSignals) -> int:
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
         save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
-            model, after = measure_last_good(
-                args, (env, eval_env), device, folder, display, save_to
-            )
+            envs = env, eval_env
+            model, after = measure_last_good(args, envs, device, folder, display, save_to)
         else:
             after = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))

@@ -111,7 +111,7 @@ def test_a_finished_run_can_be_prolonged(tmp_path):
 def test_an_existing_run_is_not_overwritten(finished, capsys):
     with pytest.raises(SystemExit):
         run(finished)
-    assert "add --resume to go on" in capsys.readouterr().err
+    assert "add --resume, or choose another" in capsys.readouterr().err
 
 
 def test_nothing_to_resume(tmp_path, capsys):
