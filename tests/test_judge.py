@@ -96,7 +96,7 @@ def family_results(judge: Judge, family: str) -> list[tuple[str, str, float]]:
 
 
 # ------------------------------------------------------------------------- word salad
-# Other kinds than those of examples/judge_texts.py, which the judge was trained against.
+# Other kinds than those of examples/train_judge/judge_texts.py, which the judge was trained against.
 
 
 def sorted_words(rng: random.Random) -> str:
