@@ -2,7 +2,8 @@
 
 The network of Radford et al. (2019), equal to Hugging Face's checkpoints number for number: pre-norm
 blocks, learned positions, tanh GELU, an output head tied to the token embedding. What it stands on
-knows only sizes and tensors: `gpt2_config`, `kv_cache`, `sampling`, `log_probs`, `cuda_graphs` and `pretrained` (files).
+knows only sizes and tensors: `gpt2_config`, `kv_cache`, `packing`, `sampling`, `log_probs` and
+`cuda_graphs`; `pretrained` and `tokenizer` write and read its files.
 
 Letters in shapes: B rows, T positions, S new positions, C channels, H heads, D = C / H, V tokens.
 
