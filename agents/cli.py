@@ -31,7 +31,12 @@ P = ParamSpec("P")
 # What the library raises for bad input. ModuleNotFoundError: an extra that is not installed.
 BAD_INPUT = (ValueError, OSError, MemoryError, OverflowError, ModuleNotFoundError, gym.error.Error)
 
-PLUG = ("ray", "sb3_contrib", "tensordict", "torchrl")  # what the extra `plug` brings
+# The extra that brings a package.
+EXTRAS = {
+    **dict.fromkeys(("ray", "sb3_contrib", "tensordict", "torchrl", "skrl", "tianshou"), "plug"),
+    **dict.fromkeys(("accelerate", "datasets", "trl"), "plug"),
+    **dict.fromkeys(("openenv", "uvicorn", "fastapi"), "openenv"),
+}
 
 
 def parse(
@@ -150,10 +155,10 @@ def errors_in_one_line(main: Callable[P, T]) -> Callable[P, T]:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = (error.name or "").partition(".")[0] in PLUG
-        return f"{error.name} is missing: " + (
-            'pip install -e ".[plug]" brings it' if extra else f"pip install {error.name}"
-        )
+        package = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(package)
+        fix = f'pip install -e ".[{extra}]" brings it' if extra else f"pip install {package}"
+        return f"{package} is missing: {fix}"
     text = str(error) or type(error).__name__
     text = text.encode(errors="backslashreplace").decode()  # lone surrogates cannot be printed
     return re.sub(r"\s+", " ", text).strip()

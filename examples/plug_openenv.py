@@ -18,15 +18,14 @@ environment; rewards come with the last one. Every client has an episode of its 
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
-import tyro
 
+from agents import cli
 from text_sentiment_env import TextSentimentEnv
 
 
@@ -150,14 +149,11 @@ def make_app(args: Args) -> Any:
     )
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> None:
     """Serves until Ctrl-C."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        app = make_app(args)
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        sys.exit(f'error: {missing} is missing: pip install -e ".[openenv]" brings it')
+    args = cli.parse(Args, argv, __doc__)
+    app = make_app(args)
     import uvicorn
 
     uvicorn.run(app, host=args.host, port=args.port, log_level="warning")

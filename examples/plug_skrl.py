@@ -9,7 +9,6 @@ restart in the same step: autoreset_mode="SameStep".
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 from torch import nn
 
 import text_sentiment_env  # noqa: F401  (registers the id)
-from agents import TokenEmbedding
+from agents import TokenEmbedding, cli
 
 
 @dataclass
@@ -151,14 +149,10 @@ def train(args: Args) -> float:
     return sum(last) / len(last)
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains; returns the mean reward of the last 100 texts."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        return train(args)
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        sys.exit(f'error: {missing} is missing: pip install -e ".[plug]" brings it')
+    return train(cli.parse(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

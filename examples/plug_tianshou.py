@@ -9,7 +9,6 @@ tianshou vectorises the single environment itself. It needs the same info keys a
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +16,9 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-import tyro
 from torch import nn
 
-from agents import TokenEmbedding
+from agents import TokenEmbedding, cli
 from text_sentiment_env.wrappers import InfoAtEveryStep
 
 
@@ -118,14 +116,10 @@ def train(args: Args) -> float:
     return float(result.returns.mean())
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains, evaluates; returns the mean reward of 100 fresh texts."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        return train(args)
-    except ModuleNotFoundError as error:
-        missing = str(error.name).partition(".")[0]
-        sys.exit(f'error: {missing} is missing: pip install -e ".[plug]" brings it')
+    return train(cli.parse(Args, argv, __doc__))
 
 
 if __name__ == "__main__":

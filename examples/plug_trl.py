@@ -11,7 +11,6 @@ its token ids are the actions of the vocabulary "reviews". Each update is one st
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
-from agents import GPT2
+from agents import GPT2, cli
 from text_sentiment_env import RewardFunction
 
 
@@ -117,15 +114,12 @@ def train(args: Args, folder: Path) -> list[dict[str, float]]:
     return history
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     """Trains and prints the last update's measures; returns those of all updates."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = cli.parse(Args, argv, __doc__)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            history = train(args, Path(folder))
-        except ModuleNotFoundError as error:
-            missing = str(error.name).partition(".")[0]
-            sys.exit(f'error: {missing} is missing: pip install -e ".[plug]" brings it')
+        history = train(args, Path(folder))
     end = history[-1]
     print(f"{args.trainer}: sentiment {end['sentiment']:+.3f} after {end['seconds']:.1f} s")
     return history

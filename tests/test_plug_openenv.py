@@ -149,7 +149,7 @@ def test_help_needs_no_extra():
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     for flag, status, where, message in [
         ("--help", 0, "stdout", "--max-tokens"),
-        ("--no-web", 1, "stderr", 'error: openenv is missing: pip install -e ".[openenv]"'),
+        ("--no-web", 2, "stderr", 'error: openenv is missing: pip install -e ".[openenv]"'),
     ]:
         done = subprocess.run(
             [sys.executable, "-c", code.format(repr(flag))],
