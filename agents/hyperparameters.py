@@ -82,7 +82,9 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
     check_number("max_grad_norm", get("max_grad_norm"), 0, exclusive=True)
     check_integer("warmup_updates", get("warmup_updates"), 0)
     check_integer("stats_window_size", get("stats_window_size"), 1)
-    for name, minimum in (("group_size", 2), ("micro_batch_size", 1), ("seed", 0)):
+    if (seed := get("seed")) is not None:
+        checks.whole_number("seed", seed, 0, 2**32 - 1)  # NumPy's and SB3's range
+    for name, minimum in (("group_size", 2), ("micro_batch_size", 1)):
         check_integer(name, get(name), minimum, none=True)
     checks.boolean("normalize_advantage", get("normalize_advantage"))
 

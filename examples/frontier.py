@@ -19,12 +19,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 import text_sentiment_env  # noqa: F401  (registers the id)
-from agents import REINFORCE, GPT2Policy, SB3VecEnv
+from agents import REINFORCE, GPT2Policy, SB3VecEnv, cli
 from agents.evaluation import evaluate
 from agents.frontier import Frontier, Point, start_frontier
 from text_sentiment_env import load_sentiment_model
@@ -178,9 +177,10 @@ def show(console: Console, result: dict[str, Any]) -> None:
     console.print(table)
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    args = tyro.cli(Args, description=__doc__, args=argv)
+    args = cli.parse(Args, argv, __doc__)
     if args.smoke:
         args = replace(args, **SMOKE)
     out, console = Path(args.out), Console()

@@ -118,7 +118,10 @@ def test_texts_are_cut_to_their_number(model, env):
     long = run(model, env)["samples"]
     for n in (1, ROWS, ROWS + 1):
         result = run(model, env, n)
-        assert result["samples"] == long[:n]
+        for sample, other in zip(result["samples"], long[:n], strict=True):
+            # Matrix products of another number of rows round otherwise.
+            assert sample.pop("kl") == pytest.approx(other["kl"], rel=1e-4, abs=1e-6)
+            assert sample == {name: other[name] for name in sample}
         assert result["episodes"] == n
     assert run(model, env, 1)["reward_standard_error"] == 0
 

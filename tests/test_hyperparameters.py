@@ -45,7 +45,7 @@ INTEGERS = {
     "stats_window_size": NO_INTEGER | st.none() | st.integers(max_value=0),
     "group_size": NO_INTEGER | st.integers(max_value=1),
     "micro_batch_size": NO_INTEGER | st.integers(max_value=0),
-    "seed": NO_INTEGER | st.integers(max_value=-1),
+    "seed": NO_INTEGER | st.integers(max_value=-1),  # and too large ones, below
 }
 ODD = st.text(max_size=8) | NO_NUMBER | NOT_FINITE | st.none() | st.integers()
 CHOICES = {
@@ -101,6 +101,11 @@ def test_reinforce_checks_them(name):
     envs = make_envs()
     with pytest.raises(ValueError, match=rf"^{name}=\[\] must be "):
         REINFORCE(GPT2Policy, envs, **{name: []})
+
+
+def test_a_seed_that_numpy_does_not_take_is_refused():
+    with pytest.raises(ValueError, match="^seed=4294967296 is too large"):
+        check_hyperparameters(DEFAULTS | {"seed": 2**32})
 
 
 @pytest.mark.parametrize("precision", ["fp16", "", None, 1])

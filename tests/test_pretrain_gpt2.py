@@ -289,18 +289,25 @@ def test_report_beside_another_model(whole, tmp_path):
     assert report["texts"]["people"]["read_by_other"]["nats_per_token"] > 0
 
 
-def test_another_runs_checkpoint_is_refused(tmp_path):
+def test_another_runs_checkpoint_is_refused(tmp_path, capsys):
     _smoke(tmp_path, "--stop-at=10")
-    with pytest.raises(SystemExit, match="another --work"):
-        _smoke(tmp_path, "--seed=4")
+    assert "another --work" in _error(capsys, _smoke, tmp_path, "--seed=4")
 
 
-def test_missing_data_says_what_to_do(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match=r"holds no imdb_train\.jsonl"):
-        pretrain.main([f"--data={tmp_path}", f"--work={tmp_path}"])
+def _error(capsys, function, *arguments):
+    """The one line in which bad input ends."""
+    with pytest.raises(SystemExit) as stop:
+        function(*arguments)
+    assert stop.value.code == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("error: ")]
+    return line
+
+
+def test_missing_data_says_what_to_do(tmp_path, monkeypatch, capsys):
+    arguments = [f"--data={tmp_path}", f"--work={tmp_path}"]
+    assert "holds no imdb_train.jsonl" in _error(capsys, pretrain.main, arguments)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SystemExit, match="pip install datasets"):
-        pretrain.main([f"--work={tmp_path}"])
+    assert "pip install datasets" in _error(capsys, pretrain.main, [f"--work={tmp_path}"])
 
 
 def test_help_explains_every_option():

@@ -21,6 +21,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from agents import cli
+
 PICTURE = Path(__file__).parent / "learning_curves.png"
 BLUE, ORANGE = "#2563eb", "#d97706"
 
@@ -35,6 +37,7 @@ COLUMNS = [
 ]
 
 
+@cli.errors_in_one_line
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     parser = argparse.ArgumentParser(

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-import tyro
 from pretrain_options import Args
 from review_batches import Corpus, known_words, make_corpus, small_corpus
 from review_report import Reader, make_report
@@ -35,6 +34,7 @@ from review_vocabulary import (
     token_ids,
 )
 
+from agents import cli
 from agents.gpt2 import GPT2, GPT2Config
 from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary
 
@@ -140,9 +140,10 @@ def _encoded(texts: list[str]) -> list[tuple[str, list[int]]]:
     return list(zip(texts, encode_gpt2(texts), strict=True))
 
 
+@cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
+    args = cli.parse(Args, argv, __doc__)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.smoke:

@@ -39,7 +39,7 @@ class Reader(NamedTuple):
         """A model whose config.json names its rows."""
         model = GPT2.from_pretrained(folder).to(device)
         if model.token_ids is None:
-            raise SystemExit(f"the config.json of {folder} has no token_ids: its rows are unknown")
+            raise ValueError(f"the config.json of {folder} has no token_ids: its rows are unknown")
         return cls(model, Vocabulary(model.token_ids))
 
     def restrict(self, vocabulary: Vocabulary) -> Reader:

@@ -138,7 +138,7 @@ def read_reviews(folder: Path | None, split: str) -> list[str]:
         try:
             import datasets
         except ImportError as error:
-            raise SystemExit(
+            raise ValueError(
                 "--data is not given and the package `datasets` is missing: pass --data DIR with"
                 " imdb_train.jsonl[.xz], imdb_unsup… and imdb_test…, or pip install datasets"
             ) from error
@@ -148,7 +148,7 @@ def read_reviews(folder: Path | None, split: str) -> list[str]:
         if file.is_file():
             with (lzma.open if file.suffix == ".xz" else open)(file, "rt", encoding="utf8") as f:
                 return [json.loads(line)["text"] for line in f]
-    raise SystemExit(f"--data {folder} holds no imdb_{split}.jsonl.xz or .jsonl")
+    raise ValueError(f"--data {folder} holds no imdb_{split}.jsonl.xz or .jsonl")
 
 
 def made_up_reviews(n: int, seed: int) -> list[str]:

@@ -89,7 +89,7 @@ class Checkpoint(NamedTuple):
             return {"step": 0, "tokens": 0, "seconds": 0.0, "validation": {}}
         state = torch.load(self.path, map_location=model.wte.weight.device, weights_only=True)
         if state["fixed"] != self.fixed:
-            raise SystemExit(
+            raise ValueError(
                 f"{self.path} is of a run with {state['fixed']}, this one has {self.fixed}: give"
                 " the same options, or another --work"
             )
