@@ -351,9 +351,10 @@ class GPT2Policy(ActorCriticPolicy):
         ids = ids[:, :width]
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
+            read = torch.arange(width, device=ids.device) < lengths[:, None] - 1
+            # On a GPU padding costs less than tensors of ever new sizes.
+            if not ids.is_cpu or bool(read.all()):
                 return at_least_float32(model.hidden(ids)[rows, columns])
-            read = torch.arange(width) < lengths[:, None] - 1
             number = read.flatten().cumsum(0) - 1  # of each real token among all of them
             return at_least_float32(model.packed_hidden(ids, read)[number[rows * width + columns]])
 

@@ -31,10 +31,7 @@ from agents.rollout import Episodes
 from text_sentiment_env import Vocabulary
 
 SIZES = {
-    "tiny": (
-        GPT2Config(vocab_size=8192, n_positions=64, n_embd=256, n_layer=4, n_head=4),
-        "reviews",
-    ),
+    "tiny": (GPT2Config(n_positions=64, n_embd=256, n_layer=4, n_head=4), "reviews"),
     "124M": (GPT2Config(), "gpt2"),
 }
 
@@ -43,7 +40,7 @@ def start_model(size: str) -> GPT2:
     """Random weights. With the usual ones `<|endoftext|>`, being its own likeliest successor, would end many texts."""
     config, name = SIZES[size]
     token_ids = tuple(Vocabulary.load(name).token_ids.tolist())
-    gpt2 = GPT2(dataclasses.replace(config, token_ids=token_ids))
+    gpt2 = GPT2(dataclasses.replace(config, vocab_size=len(token_ids), token_ids=token_ids))
     with torch.no_grad():
         end = gpt2.wte.weight[-1]
         gpt2.ln_f.bias.copy_(
