@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from agents.atomic import atomic_write
-from text_sentiment_env.vocabulary import END_OF_TEXT, END_OF_TEXT_ID, Vocabulary, gpt2_ranks
+from text_sentiment_env.vocabulary import (
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    Vocabulary,
+    byte_characters,
+    gpt2_ranks,
+)
 
 
 def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) -> None:
@@ -79,7 +85,7 @@ def _holds_all_bytes(vocabulary: Vocabulary) -> bool:
 def _model(vocabulary: Vocabulary) -> Any:
     from tokenizers import models
 
-    characters = _byte_characters()
+    characters = byte_characters()
 
     def spell(token: bytes) -> str:
         return "".join(characters[b] for b in token)
@@ -99,12 +105,3 @@ def _model(vocabulary: Vocabulary) -> Any:
         if token[:i] in held and token[i:] in held
     ]
     return models.BPE(rows, merges, ignore_merges=True)
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in GPT-2's files."""
-    singles = list(gpt2_ranks())[:256]  # printable bytes first, then the others, in order
-    printable = [t for t in singles if chr(t[0]).isprintable() and t != b" "]
-    shown = {t[0]: chr(t[0]) for t in printable}
-    shown |= {t[0]: chr(256 + i) for i, t in enumerate(singles[len(printable) :])}
-    return [shown[b] for b in range(256)]

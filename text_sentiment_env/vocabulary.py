@@ -34,14 +34,21 @@ def _data(name: str) -> str:
 
 
 @cache
-def gpt2_ranks() -> dict[bytes, int]:
-    """The bytes of GPT-2's 50,256 ordinary tokens, each with its id, which is its merge rank."""
-    # OpenAI's file shows bytes as printable characters: a printable byte as itself, the others in
-    # order as chr(256), chr(257)... The ids of single bytes follow the same order.
+def byte_characters() -> dict[int, str]:
+    """The printable character that stands for each byte in GPT-2's files, in the order of their ids.
+
+    A printable byte stands for itself, the others in order for chr(256), chr(257)...
+    """
     printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
     others = [b for b in range(256) if b not in set(printable)]
-    byte_of = {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-    ranks = {bytes([b]): rank for rank, b in enumerate(printable + others)}
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+@cache
+def gpt2_ranks() -> dict[bytes, int]:
+    """The bytes of GPT-2's 50,256 ordinary tokens, each with its id, which is its merge rank."""
+    byte_of = {character: b for b, character in byte_characters().items()}
+    ranks = {bytes([b]): rank for rank, b in enumerate(byte_characters())}
     for merge in _data("vocab.bpe").splitlines()[1:]:  # line 1 is the version
         ranks[bytes(byte_of[char] for char in merge.replace(" ", ""))] = len(ranks)
     return ranks
