@@ -9,7 +9,7 @@ Writes to --out: summary.json, progress.csv, samples.md, learning_curves.png, ch
 trained model in Hugging Face's format). Ctrl-C, SIGTERM and SIGHUP save before they end the run. Exit status:
 0, 1 for numbers that overflow, 2 for bad input, 130, 143 or 129 after a signal.
 
-The program is `agents/training.py`, 240 lines to read from top to bottom: it makes the environment, the
+The program is `agents/training.py`, which reads from top to bottom: it makes the environment, the
 judge and the agent, evaluates the start model, trains, evaluates again, and writes tables, texts and curves.
 `python -m agents train` is the same program.
 """
