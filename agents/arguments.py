@@ -38,6 +38,8 @@ class RunArgs:
     """checkpoints to keep, the newest included"""
     eval_episodes: int = 256
     """texts to judge before and after"""
+    start_episodes: int = 4096
+    """the start model's texts that the optimum is measured on, for runs with KL; 0: no gap to it"""
     tensorboard: bool = False
     """also log for TensorBoard, in --out"""
     quiet: bool = False
@@ -204,6 +206,8 @@ def check(args: Args) -> None:
     """
     run, rows = args.run, args.environment.num_envs
     cli.positive(run, "updates", "save_every", "keep", "eval_episodes")
+    if run.start_episodes < 0:
+        raise ValueError(f"--start-episodes {run.start_episodes}: must be 0 or more")
     cli.positive(args.environment, "num_envs", "max_tokens")
     cli.positive(args.start, "n_layer", "n_head", "n_embd")
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -195,6 +195,7 @@ def start_frontier(
     seed: int = 0,
     judges: Mapping[str, SentimentModel] | None = None,
     cache: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Frontier:
     """Writes texts with the start model and measures them, or reads what an earlier call wrote.
 
@@ -209,6 +210,7 @@ def start_frontier(
         cache: a file (.npz) to keep the measures in. It is read again only for the same weights,
             texts and rewards: a reward is a black box, and recognised by what it pays for the first
             batch, which is always written anew.
+        progress: called after every batch with the texts written and `n_episodes`.
 
     Returns:
         A `Frontier` with the measures `sentiment`, `length` and other numbers of the last step's
@@ -224,7 +226,8 @@ def start_frontier(
         key = _fingerprint(policy, batches[0], n_episodes, seed)
         columns = None if path is None else _read(path, key)
         if columns is None:
-            while sum(len(batch["reward"]) for batch in batches) < n_episodes:
+            while (done := sum(len(batch["reward"]) for batch in batches)) < n_episodes:
+                progress(done, n_episodes)
                 batches.append(_measure(_collect(policy, env), judges or {}))
             columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
             if path is not None:

@@ -29,6 +29,8 @@ MEASURES = (
     "end_rate",
     "entropy",
     "kl",
+    "gap",
+    "win_rate",
     "perplexity",
     "distinct_1",
     "distinct_2",
@@ -139,10 +141,12 @@ def show(
     after: Sequence[Sample],
 ) -> None:
     """Prints the outcome."""
-    table = Table("", "before", "after", title="Mean over fresh texts")
+    columns = [when for when in ("before", "after", "optimum") if when in summary]
+    table = Table("", *columns, title="Mean over fresh texts")
     for name in MEASURES:
         if name in summary["before"]:
-            table.add_row(name, *(f"{summary[when][name]:.3f}" for when in ("before", "after")))
+            values = [summary[when].get(name) for when in columns]
+            table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     table = Table("before", "reward", "after", "reward", title="Samples")
     for old, new in list(zip(before, after, strict=True))[:8]:

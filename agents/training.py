@@ -24,6 +24,7 @@ from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback
 from agents.display import ProbeCallback, RunDisplay
 from agents.evaluation import evaluate
+from agents.frontier import Frontier, start_frontier
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
@@ -88,26 +89,57 @@ def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tu
     return model, f"{path.name}, update {model._n_updates}"
 
 
+def whole_policy(model: REINFORCE, gpt2: GPT2) -> GPT2Policy:
+    """A policy with the weights of `gpt2`, on the first rank; every rank calls this."""
+    weights = distributed.full_state_dict(gpt2.state_dict())
+    with torch.random.fork_rng(devices=[]):
+        policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+    if distributed.rank() == 0:
+        policy.gpt2.load_state_dict(weights)
+    return policy
+
+
+def measure_start(
+    model: REINFORCE, env: SB3VecEnv, args: Args, display: RunDisplay, folder: RunFolder
+) -> Frontier | None:
+    """What KL can buy from the start model, on the first rank; None for a run without KL."""
+    n = args.run.start_episodes
+    if not (args.reinforce.kl_coef and n):
+        return None
+    policy, frontier = whole_policy(model, model.reference), None
+    if distributed.rank() == 0:
+        cache = folder.path / "start_texts.npz"
+        with display.status("measuring the start model") as progress:
+            frontier = start_frontier(policy, env, n, 0, second_judges(args), cache, progress)
+    distributed.wait()
+    return frontier
+
+
 def measure(
     model: REINFORCE,
     gpt2: GPT2,
     env: SB3VecEnv,
     args: Args,
     display: RunDisplay,
+    frontier: Frontier | None,
     save_to: Path | None = None,
 ) -> dict[str, Any]:
     """Measures of fresh texts of `gpt2`, on the first rank; saves it before, if asked to."""
-    weights = distributed.full_state_dict(gpt2.state_dict())
-    with torch.random.fork_rng(devices=[]):
-        policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
-    if distributed.rank() == 0:
-        policy.gpt2.load_state_dict(weights)
-        if save_to is not None:
-            policy.gpt2.save_pretrained(save_to)
+    policy = whole_policy(model, gpt2)
+    if distributed.rank() == 0 and save_to is not None:
+        policy.gpt2.save_pretrained(save_to)
     with display.status("evaluating") as progress:
-        judges = second_judges(args)
-        n = args.run.eval_episodes
-        return evaluate(policy, model.reference, env, n, 1000, judges, progress)
+        return evaluate(
+            policy,
+            model.reference,
+            env,
+            args.run.eval_episodes,
+            seed=1000,
+            judges=second_judges(args),
+            progress=progress,
+            frontier=frontier,
+            kl_coef=args.reinforce.kl_coef,
+        )
 
 
 def measure_last_good(
@@ -116,6 +148,7 @@ def measure_last_good(
     device: str,
     folder: RunFolder,
     display: RunDisplay,
+    frontier: Frontier | None,
     save_to: Path,
 ) -> tuple[REINFORCE, dict[str, Any]]:
     """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
@@ -127,7 +160,8 @@ def measure_last_good(
         model, _ = load_model(args, env, device, folder)
         measures, error = {}, None
         try:
-            measures = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
+            gpt2 = model.policy.gpt2
+            measures = measure(model, gpt2, eval_env, args, display, frontier, save_to)
         except FloatingPointError as raised:
             error = raised
         if not any(distributed.gather_objects(error is not None)):
@@ -193,16 +227,18 @@ def run(args: Args, stop: StopSignals) -> int:
             soft_wrap=True,
         )
 
-        before = measure(model, model.reference, eval_env, args, display)
+        frontier = measure_start(model, eval_env, args, display, folder)
+        before = measure(model, model.reference, eval_env, args, display, frontier)
         tokens, training = model.num_timesteps, time.perf_counter()
         error = train(model, args, folder, display, judge, stop)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
         save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
             envs = env, eval_env
-            model, after = measure_last_good(args, envs, device, folder, display, save_to)
+            model, after = measure_last_good(args, envs, device, folder, display, frontier, save_to)
         else:
-            after = measure(model, model.policy.gpt2, eval_env, args, display, save_to)
+            gpt2 = model.policy.gpt2
+            after = measure(model, gpt2, eval_env, args, display, frontier, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
             return status
@@ -221,6 +257,13 @@ def run(args: Args, stop: StopSignals) -> int:
             "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
             "error": error,
         }
+        if frontier is not None:
+            optimum = frontier.optimum(args.reinforce.kl_coef)
+            summary["optimum"] = optimum.means | {
+                "kl": optimum.kl,
+                "gap": 0.0,
+                "effective_samples": optimum.effective_samples,
+            }
         write_results(folder, summary, before, after, console)
         return status
 

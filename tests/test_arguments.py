@@ -119,6 +119,7 @@ def test_resume_finds_the_latest_run(tmp_path):
 CHANGES = {
     **{"updates": "999", "save_every": "7", "keep": "3", "eval_episodes": "5", "device": "cpu"},
     **{"parallel": "fsdp", "micro_batch_size": "4", "tensorboard": None, "quiet": None},
+    "start_episodes": "9",
 }
 
 

@@ -13,7 +13,17 @@ from agents.generation import generate_text, vocabulary_of
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "4", "--max-tokens", "5"),
-    *("--eval-episodes", "8", "--model", "random", "--sentiment-model", "vader", "--quiet"),
+    *(
+        "--eval-episodes",
+        "8",
+        "--start-episodes",
+        "8",
+        "--model",
+        "random",
+        "--sentiment-model",
+        "vader",
+        "--quiet",
+    ),
     *("--vocabulary", "small", "--updates", "2"),
 ]
 

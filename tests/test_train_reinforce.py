@@ -8,17 +8,29 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from agents import GPT2, REINFORCE, training
+from agents.frontier import Frontier
 from agents.runs import RunFolder
 
 ROOT = Path(__file__).parents[1]
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *("--eval-episodes", "16", "--model", "random", "--sentiment-model", "vader", "--quiet"),
+    *(
+        "--eval-episodes",
+        "16",
+        "--start-episodes",
+        "16",
+        "--model",
+        "random",
+        "--sentiment-model",
+        "vader",
+        "--quiet",
+    ),
     *("--vocabulary", "small", "--kl-coef", "0.01", "--lr-decay", "linear"),
 ]
 
@@ -47,7 +59,7 @@ def finished(tmp_path_factory):
 def test_writes_everything(finished):
     assert {
         "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
-        "summary.json",
+        "start_texts.npz", "summary.json",
     } == {p.name for p in finished.iterdir()}  # fmt: skip
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["updates"] == 4
@@ -55,7 +67,7 @@ def test_writes_everything(finished):
     assert summary["tokens"] == sum(8 * float(r["rollout/ep_len_mean"]) for r in rows(finished))
     measures = {
         "reward", "sentiment", "length", "end_rate", "entropy", "kl", "distinct_1", "distinct_2",
-        "perplexity", "distinct_texts",
+        "perplexity", "distinct_texts", "gap", "win_rate",
     }  # fmt: skip
     for when in ("before", "after"):
         assert measures <= summary[when].keys()
@@ -66,6 +78,26 @@ def test_writes_everything(finished):
     assert (finished / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
     table = (finished / "samples.md").read_text().splitlines()
     assert len([line for line in table if line.startswith("| +") or line.startswith("| -")]) == 16
+
+
+def test_the_gap_is_that_to_the_optimum_of_the_recorded_start_texts(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    with np.load(finished / "start_texts.npz") as file:
+        frontier = Frontier(file["reward"])
+    optimum = summary["optimum"]
+    assert optimum["kl"] == pytest.approx(frontier.optimum(0.01).kl)
+    for when in ("before", "after"):
+        measured = summary[when]
+        value = measured["reward"] - 0.01 * measured["kl"]
+        assert measured["gap"] == pytest.approx((frontier.value(0.01).value - value) / 0.01)
+
+
+@pytest.mark.parametrize("flags", [("--kl-coef", "0"), ("--start-episodes", "0")])
+def test_no_gap_without_kl_or_start_texts(tmp_path, flags):
+    assert run(tmp_path / "run", "--updates", "1", *flags) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "optimum" not in summary and "gap" not in summary["after"]
+    assert not (tmp_path / "run" / "start_texts.npz").exists()
 
 
 def test_the_saved_model_is_the_policy(finished):
@@ -375,11 +407,11 @@ def test_a_second_interrupt_ends_at_once(tmp_path, signals_in_update, capsys):
 def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, capsys):
     evaluate, calls = training.evaluate, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **keywords):
         calls.append(arguments)
         if len(calls) == when:
             kill_self("SIGTERM")
-        return evaluate(*arguments)
+        return evaluate(*arguments, **keywords)
 
     monkeypatch.setattr(training, "evaluate", interrupted)
     out = tmp_path / "run"
