@@ -84,6 +84,8 @@ class ModelArgs:
     """attention heads of a random model"""
     n_embd: int = 128
     """width of a random model"""
+    initial_length: float | None = None
+    """tokens that a random model writes at first, about; default: until it draws the end by chance"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on CUDA"""
     cuda_graphs: bool = False
@@ -210,6 +212,10 @@ def check(args: Args) -> None:
         raise ValueError(f"--start-episodes {run.start_episodes}: must be 0 or more")
     cli.positive(args.environment, "num_envs", "max_tokens")
     cli.positive(args.start, "n_layer", "n_head", "n_embd")
+    if args.start.model != "random" and args.start.initial_length is not None:
+        raise ValueError(
+            f"--initial-length {args.start.initial_length}: only for --model random; leave it out"
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if rows % processes:
         raise ValueError(f"--num-envs {rows}: must be a multiple of the {processes} processes")

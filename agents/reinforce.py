@@ -179,6 +179,8 @@ class REINFORCE(BaseAlgorithm):
         if gpt2 is not None:
             if config is not None:
                 raise ValueError("pretrained gives the config: leave it out of policy_kwargs")
+            if self.policy_kwargs.get("initial_length") is not None:
+                raise ValueError("initial_length is for fresh weights: leave it or pretrained out")
             gpt2 = gpt2.restrict(token_ids)
             config = gpt2.config
         if config is not None:

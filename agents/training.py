@@ -63,6 +63,7 @@ def make_model(args: Args, env: SB3VecEnv, device: str) -> REINFORCE:
             n_layer=start.n_layer,
             n_head=start.n_head,
         )
+        policy_kwargs["initial_length"] = start.initial_length
     return REINFORCE(
         GPT2Policy,
         env,

@@ -69,6 +69,8 @@ def test_presets_are_the_defaults_of_all_other_flags(preset):
     ("argv", "message"),
     [
         (["--updates", "0"], "--updates 0: must be at least 1"),
+        (["--start-episodes", "-1"], "--start-episodes -1: must be 0 or more"),
+        (["--initial-length", "4"], "--initial-length 4.0: only for --model random"),
         (["--keep", "0"], "--keep 0: must be at least 1"),
         (["--num-envs", "-3"], "--num-envs -3: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must lie in [0, 2**32)"),
@@ -141,7 +143,13 @@ OTHERS = {
     **{"max_tokens": "10", "sentiment_model": "vader", "reward_type": "binary"},
     **{"target": "negative", "length_penalty": "0.1", "target_length": ("1", "2")},
     **{"repetition_penalty": "0.1", "model": "gpt2", "n_layer": "1", "n_head": "2"},
-    **{"n_embd": "64", "precision": "bf16", "cuda_graphs": None, "learning_rate": "1e-09"},
+    **{
+        "initial_length": "4.0",
+        "n_embd": "64",
+        "precision": "bf16",
+        "cuda_graphs": None,
+        "learning_rate": "1e-09",
+    },
     **{"lr_decay": "linear", "warmup_updates": "3", "gamma": "0.5", "baseline": "ema"},
     **{"group_size": "8", "normalize_advantage": None, "ent_coef": "0.1", "vf_coef": "0.1"},
     **{"kl_coef": "5.0", "kl_estimator": "k3", "max_grad_norm": "9.0"},

@@ -5,7 +5,7 @@ import torch
 from gymnasium import spaces
 from policy_helpers import L, V, make_policy, observation
 
-from agents import GPT2, GPT2Config, GPT2Policy, SB3VecEnv
+from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
 
 
 def test_forward_agrees_with_evaluate_actions():
@@ -49,6 +49,27 @@ def test_padding_changes_nothing():
     beside = policy.evaluate_texts(long, torch.cat([mask, long[1:] < V]))
     for a, b in zip(alone, beside, strict=True):
         torch.testing.assert_close(a[0], b[0])
+
+
+def fresh_policy(initial_length):
+    torch.manual_seed(0)
+    space = spaces.Box(0, 101, (L,), np.int64)
+    return GPT2Policy(space, spaces.Discrete(101), lambda _: 0.0, initial_length=initial_length)
+
+
+@pytest.mark.parametrize("length", [2, 4, 8])
+def test_fresh_weights_end_texts_after_about_the_initial_length(length):
+    obs = torch.full((3, L), 101)
+    obs[1, 0], obs[2, :2] = 1, 2
+    with torch.no_grad():
+        p = fresh_policy(length).get_distribution(obs).distribution.probs
+    torch.testing.assert_close(p[:, 100], torch.full((3,), 1 / length), rtol=0.4, atol=0)
+
+
+@pytest.mark.parametrize("length", [1, 0.5, float("inf"), float("nan")])
+def test_initial_length_must_be_above_one(length):
+    with pytest.raises(ValueError, match="initial_length"):
+        fresh_policy(length)
 
 
 def test_draws_follow_the_distribution():
@@ -158,3 +179,11 @@ def test_stock_algorithms_train_a_pretrained_model(name, tmp_path):
     again = algorithm.load(tmp_path / "model")
     expected = model.predict(obs, deterministic=True)[0]
     assert again.predict(obs, deterministic=True)[0].tolist() == expected.tolist()
+
+
+def test_a_start_model_leaves_no_room_for_an_initial_length():
+    envs = gym.make_vec("TextSentiment-v0", num_envs=2, sentiment_model=len)
+    with pytest.raises(ValueError, match="initial_length is for fresh weights"):
+        REINFORCE(
+            GPT2Policy, envs, pretrained=GPT2(GPT2Config(101)), policy_kwargs={"initial_length": 4}
+        )
