@@ -56,7 +56,7 @@ PPO_ARGUMENTS: dict[str, Any] = {
     **{"n_steps": 128, "batch_size": 256, "n_epochs": 4, "gamma": 1.0, "ent_coef": 0.01},
 }
 REINFORCE_ARGUMENTS: dict[str, Any] = {
-    **{"policy": GPT2Policy, "ent_coef": 0.001, "learning_rate": 2e-3},
+    **{"policy": GPT2Policy, "ent_coef": 0.001, "learning_rate": 2e-3, "lr_decay": "linear"},
 }
 
 
