@@ -179,11 +179,11 @@ def make_agent(name: str, env: VecEnv, seed: int, settings: dict[str, Any]) -> A
     if settings["learning_rate"]:
         arguments["learning_rate"] = settings["learning_rate"]
     start = settings["pretrained"]
-    if algorithm is REINFORCE:
-        if start:
-            return REINFORCE(pretrained=start, **arguments)
+    if name in GPT2_AGENTS and not start:
         # The judge pays nothing for long random texts, and a policy gradient learns from pay alone.
-        return REINFORCE(policy_kwargs={"initial_length": 4}, **arguments)
+        arguments["policy_kwargs"] = {"initial_length": 4}
+    if start and algorithm is REINFORCE:
+        return REINFORCE(pretrained=start, **arguments)
     if start:
         # policy_kwargs hold sizes only; the weights are loaded into the finished policy.
         gpt2 = GPT2.from_pretrained(start)
