@@ -116,6 +116,15 @@ def measure_start(
     return frontier
 
 
+def optimum_of(frontier: Frontier | None, kl_coef: float) -> dict[str, dict[str, float]]:
+    """The measures of the best policy at this KL weight, as an entry of the summary."""
+    if frontier is None:
+        return {}
+    point = frontier.optimum(kl_coef)
+    own = {"kl": point.kl, "gap": 0.0, "effective_samples": point.effective_samples}
+    return {"optimum": point.means | own}
+
+
 def measure(
     model: REINFORCE,
     gpt2: GPT2,
@@ -257,14 +266,8 @@ def run(args: Args, stop: StopSignals) -> int:
             "total_seconds": round(time.perf_counter() - began, 2),
             "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
             "error": error,
+            **optimum_of(frontier, args.reinforce.kl_coef),
         }
-        if frontier is not None:
-            optimum = frontier.optimum(args.reinforce.kl_coef)
-            summary["optimum"] = optimum.means | {
-                "kl": optimum.kl,
-                "gap": 0.0,
-                "effective_samples": optimum.effective_samples,
-            }
         write_results(folder, summary, before, after, console)
         return status
 

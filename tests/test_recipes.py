@@ -27,7 +27,7 @@ import pytest
 import text_sentiment_env
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("text_sentiment_env", "agents", "examples", "tests")
+FOLDERS = ("text_sentiment_env", "agents", "examples", "tests", ".github")
 DOCUMENTS = [ROOT / "README.md"] + [p for f in FOLDERS for p in sorted((ROOT / f).rglob("*.md"))]
 # Modules that only an extra brings: a program that imports one has no --help without it.
 EXTRAS = {"accelerate", "datasets", "ray", "sb3_contrib", "tensordict", "torchrl", "trl"}
