@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self.exported = self.path / "gpt2"  # the model in Hugging Face's format
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -53,7 +54,7 @@ class RunFolder:
         try:
             with atomic_write(pid_file) as temporary:
                 temporary.write_text(str(os.getpid()))
-            for folder in (self.path, self.path / "gpt2"):
+            for folder in (self.path, self.exported):
                 remove_leftovers(folder)
             self._finish_rotation()
             yield

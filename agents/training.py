@@ -159,7 +159,6 @@ def measure_last_good(
     folder: RunFolder,
     display: RunDisplay,
     frontier: Frontier | None,
-    save_to: Path,
 ) -> tuple[REINFORCE, dict[str, Any]]:
     """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
 
@@ -170,7 +169,7 @@ def measure_last_good(
         model, _ = load_model(args, env, device, folder)
         measures, error = {}, None
         try:
-            gpt2 = model.policy.gpt2
+            gpt2, save_to = model.policy.gpt2, folder.exported
             measures = measure(model, gpt2, eval_env, args, display, frontier, save_to)
         except FloatingPointError as raised:
             error = raised
@@ -242,12 +241,11 @@ def run(args: Args, stop: StopSignals) -> int:
         tokens, training = model.num_timesteps, time.perf_counter()
         error = train(model, args, folder, display, judge, stop)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
-        save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
             envs = env, eval_env
-            model, after = measure_last_good(args, envs, device, folder, display, frontier, save_to)
+            model, after = measure_last_good(args, envs, device, folder, display, frontier)
         else:
-            gpt2 = model.policy.gpt2
+            gpt2, save_to = model.policy.gpt2, folder.exported
             after = measure(model, gpt2, eval_env, args, display, frontier, save_to)
         status = 1 if error else max(distributed.gather_objects(stop.status))
         if not first:
