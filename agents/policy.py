@@ -135,7 +135,7 @@ class GPT2Policy(ActorCriticPolicy):
         """Gives `<|endoftext|>` a share of 1 / length among tokens that are otherwise about even."""
         logit = math.log((self.config.vocab_size - 1) / (length - 1))
         end = self.gpt2.wte.weight[self.end_index]
-        self.gpt2.ln_f.bias += logit * end / end.square().sum()
+        self.gpt2.ln_f.bias.add_(logit * end / end.square().sum())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
