@@ -96,7 +96,7 @@ class Meter:
 
     def start(self) -> None:
         """Starts the clock: what comes now is training."""
-        self._began, self._paused, self._measured = self.now(), 0.0, 0.0
+        self._began, self._paused, self._measured = self.now(), 0.0, 0
         self.start_up = self._began - self._launched - self._own
 
     def go_on(self, weights: Mapping[str, Tensor], tokens: int) -> bool:
@@ -109,8 +109,8 @@ class Meter:
         stopped = self.now()
         seconds = stopped - self._began - self._paused
         over = seconds >= self.settings["cap"]
-        if over or seconds - self._measured >= self.settings["every"]:
-            self._measured = seconds
+        if over or tokens - self._measured >= self.settings["every"]:
+            self._measured = tokens
             over |= self._measure(weights, seconds, tokens)
             self._paused += self.now() - stopped
         return not over
@@ -122,13 +122,13 @@ class Meter:
             self._measure(weights, seconds, tokens)
 
     def _measure(self, weights: Mapping[str, Tensor], seconds: float, tokens: int) -> bool:
-        """Whether sentiment and KL are where they should be."""
+        """Keeps a measurement; returns whether it is the last one."""
         self.policy.gpt2.load_state_dict(weights)
         texts, seed = self.settings["eval_episodes"], 1000
         result = evaluate(self.policy, self.reference, self.env, texts, seed)
         point = {name: result[name] for name in MEASURES}
         self.points.append({"seconds": seconds, "tokens": tokens} | point)
-        return good(point, self.settings, with_kl=True)
+        return good(point, self.settings, with_kl=self.settings["until"] == "kl")
 
 
 def good(point: Mapping[str, float], settings: Mapping[str, Any], with_kl: bool) -> bool:
@@ -303,7 +303,10 @@ def settings_of(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     preset = PRESETS["reviews"]
     settings: dict[str, Any] = {
         "learning_rate": preset.reinforce.learning_rate,
-        **{name: getattr(args, name) for name in ("sentiment", "kl", "cap", "every", "clock")},
+        **{
+            name: getattr(args, name)
+            for name in ("sentiment", "kl", "until", "cap", "every", "clock")
+        },
         **{"eval_episodes": args.eval_episodes, "threads": torch.get_num_threads()},
         "environment": vars(preset.environment)
         | {"target_length": [*preset.environment.target_length]},
@@ -452,11 +455,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, …")
     parser.add_argument("--sentiment", type=float, default=0.85, help="to reach")
     parser.add_argument("--kl", type=float, default=3.0, help="to stay within, nats a text")
+    parser.add_argument(
+        "--until",
+        choices=["sentiment", "kl"],
+        default="sentiment",
+        help="end a run when it reaches the sentiment, or the sentiment within the KL",
+    )
     parser.add_argument("--cap", type=float, default=600, help="seconds of training")
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: seconds of the process"
     )
-    parser.add_argument("--every", type=float, default=3, help="seconds from measurement to next")
+    parser.add_argument("--every", type=int, default=2500, help="tokens from measurement to next")
     parser.add_argument("--eval-episodes", type=int, default=512, help="texts of a measurement")
     for name in ("learning-rate", "kl-coef"):
         parser.add_argument(f"--{name}", type=float, help="instead of the contender's own")
