@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,18 @@ class Args:
     sentiment_model: str = "bundled"
     """the judge that pays: bundled, vader, or a Hugging Face classifier's id or directory"""
     smoke: bool = False
-    """a few texts and updates, with the cheapest judge"""
+    """other defaults: a few texts and updates, with the cheapest judge"""
 
 
-SMOKE: dict[str, Any] = {
-    "betas": (0.1, 0.3),
-    "updates": 2,
-    "num_envs": 16,
-    "start_episodes": 512,
-    "eval_episodes": 64,
-    "sentiment_model": "vader",
-}
+SMOKE = Args(
+    betas=(0.1, 0.3),
+    updates=2,
+    num_envs=16,
+    start_episodes=512,
+    eval_episodes=64,
+    sentiment_model="vader",
+    smoke=True,
+)
 
 
 def make_env(args: Args, num_envs: int) -> SB3VecEnv:
@@ -181,8 +182,8 @@ def show(console: Console, result: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = cli.parse(Args, argv, __doc__)
-    if args.smoke:
-        args = replace(args, **SMOKE)
+    if args.smoke:  # flags that are given stay as they are
+        args = cli.parse(Args, argv, __doc__, default=SMOKE)
     out, console = Path(args.out), Console()
     out.mkdir(parents=True, exist_ok=True)
     start = make_model(args, args.betas[0]).policy  # not yet trained

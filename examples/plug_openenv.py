@@ -17,6 +17,7 @@ environment; rewards come with the last one. Every client has an episode of its 
 
 from __future__ import annotations
 
+import inspect
 import os
 import uuid
 from collections.abc import Sequence
@@ -27,6 +28,25 @@ import gymnasium as gym
 
 from agents import cli
 from text_sentiment_env import TextSentimentEnv
+
+ON_THE_PAGE = """
+### By hand
+
+**Reset**, write a text and press **Step**: the judge reads it, and the episode is over. Its reward and sentiment stand
+in the answer. A token is a number: an action of the vocabulary.
+
+### From Python
+
+```python
+from openenv.core import GenericEnvClient
+
+url = "http://{host}:{port}"
+with GenericEnvClient(base_url=url).sync() as client:
+    client.reset(seed=0)
+    text = "This film was a pleasure to watch."
+    print(client.step({{"text": text}}).reward)
+```
+"""
 
 
 @dataclass
@@ -51,19 +71,62 @@ class Args:
     """the most clients at a time"""
 
 
+class Episodes:
+    """One client's episodes. Each method returns the fields of an observation, done and reward included."""
+
+    def __init__(self, args: Args) -> None:
+        env = gym.make(
+            "TextSentiment-v0",
+            vocabulary=args.vocabulary,
+            max_tokens=args.max_tokens,
+            prompts=args.prompts,
+            sentiment_model=args.sentiment_model,
+        )
+        assert isinstance(env.unwrapped, TextSentimentEnv)
+        self.env, self.vocabulary = env, env.unwrapped.vocabulary
+        self.prompt, self.steps = "", 0
+
+    def reset(self, seed: int | None, prompt: str | None) -> dict[str, Any]:
+        """Starts a text, behind `prompt` or one that is drawn."""
+        obs, info = self.env.reset(
+            seed=seed, options=None if prompt is None else {"prompt": prompt}
+        )
+        self.prompt, self.steps = info["prompt"], 0
+        return self._observation(obs)
+
+    def write_token(self, token: int) -> dict[str, Any]:
+        """Writes one token."""
+        obs, reward, over, _truncated, info = self.env.step(token)
+        self.steps += 1
+        return self._observation(obs) | info | {"done": over, "reward": float(reward)}
+
+    def write_text(self, text: str) -> dict[str, Any]:
+        """Writes a text to its end; a longer one is cut at `max_tokens`. Rewards are summed."""
+        reward, observation = 0.0, {"done": False}
+        tokens = iter(self.vocabulary.encode(text).tolist())
+        while not observation["done"]:
+            observation = self.write_token(next(tokens, self.vocabulary.end_index))
+            reward += observation["reward"]
+        return observation | {"reward": reward}
+
+    def _observation(self, obs: Any) -> dict[str, Any]:
+        tokens = obs[obs != self.vocabulary.pad_index].tolist()
+        return {"text": self.vocabulary.decode(tokens), "tokens": tokens, "prompt": self.prompt}
+
+
 def make_app(args: Args) -> Any:
     """The server, a FastAPI application."""
     # Here, because --help doesn't need it.
     from openenv.core.env_server.http_server import create_fastapi_app
     from openenv.core.env_server.interfaces import Environment
-    from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
+    from openenv.core.env_server.types import Action, Observation, State
     from pydantic import Field
 
     class Write(Action):
         """A whole text, or one token."""
 
-        text: str = Field("", max_length=10_000, description="The text; it ends the episode.")
-        token: int = Field(-1, ge=-1, description="One token instead of a text; -1: none.")
+        text: str | None = Field(None, max_length=10_000, description="Ends the episode.")
+        token: int | None = Field(None, ge=0, description="An action of the vocabulary.")
 
     class Written(Observation):
         """The text so far; from the end on the terms of its reward."""
@@ -77,75 +140,54 @@ def make_app(args: Args) -> Any:
         length: int | None = None
 
     class TextServer(Environment[Write, Written, State]):
-        """One client's episodes."""
+        """One client's connection."""
 
         SUPPORTS_CONCURRENT_SESSIONS = True
 
         def __init__(self) -> None:
             super().__init__()
-            env = gym.make(
-                "TextSentiment-v0",
-                vocabulary=args.vocabulary,
-                max_tokens=args.max_tokens,
-                prompts=args.prompts,
-                sentiment_model=args.sentiment_model,
-            )
-            assert isinstance(env.unwrapped, TextSentimentEnv)
-            self.env, self.vocabulary = env, env.unwrapped.vocabulary
-            self.prompt, self._state = "", State()
+            self.episodes, self.episode_id = Episodes(args), ""
 
         def reset(
-            self,
-            seed: int | None = None,
-            episode_id: str | None = None,
-            prompt: str | None = None,
-            **_: Any,
+            self, seed: Any = None, episode_id: Any = None, prompt: Any = None, **_: Any
         ) -> Written:
-            options = None if prompt is None else {"prompt": prompt}
-            obs, info = self.env.reset(seed=seed, options=options)
-            self.prompt = info["prompt"]
-            self._state = State(episode_id=episode_id or str(uuid.uuid4()), step_count=0)
-            return self._written(obs)
+            self.episode_id = episode_id or str(uuid.uuid4())
+            return Written(**self.episodes.reset(seed, prompt))
 
         def step(self, action: Write, timeout_s: float | None = None, **_: Any) -> Written:
-            if action.token >= 0:
-                if action.text:
-                    raise ValueError("an action is a text or a token, not both")
-                obs, reward, over, _truncated, info = self.env.step(action.token)
-                self._state.step_count += 1
-                return self._written(obs, done=over, reward=float(reward), **info)
-            total, over = 0.0, False
-            tokens = iter(self.vocabulary.encode(action.text).tolist())
-            while not over:
-                token = next(tokens, self.vocabulary.end_index)
-                obs, reward, over, _truncated, info = self.env.step(token)
-                total += float(reward)
-                self._state.step_count += 1
-            return self._written(obs, done=True, reward=total, **info)
-
-        def _written(self, obs: Any, **others: Any) -> Written:
-            tokens = obs[obs != self.vocabulary.pad_index].tolist()
-            values = {"text": self.vocabulary.decode(tokens)} | others
-            return Written(tokens=tokens, prompt=self.prompt, **values)
+            if (action.text is None) == (action.token is None):
+                raise ValueError("an action is a text or a token, one of the two")
+            if action.token is not None:
+                return Written(**self.episodes.write_token(action.token))
+            return Written(**self.episodes.write_text(action.text or ""))
 
         @property
         def state(self) -> State:
-            return self._state
+            return State(episode_id=self.episode_id, step_count=self.episodes.steps)
 
-        def get_metadata(self) -> EnvironmentMetadata:
-            return EnvironmentMetadata(
-                name="TextSentiment-v0",
-                description="Write a text; a sentiment model judges it when it is finished.",
-            )
+    if args.web:
+        return add_page(args, TextServer, Write, Written)
+    return create_fastapi_app(TextServer, Write, Written, max_concurrent_envs=args.max_clients)
 
-    options: dict[str, Any] = {"max_concurrent_envs": args.max_clients}
-    if not args.web:
-        return create_fastapi_app(TextServer, Write, Written, **options)
+
+def add_page(args: Args, *types: Any) -> Any:
+    """The server with OpenEnv's page, whose notes are about this environment."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    from openenv.core.env_server.gradio_ui import build_gradio_app
     from openenv.core.env_server.web_interface import create_web_interface_app
 
+    def page(manager: Any, fields: Any, metadata: Any, is_chat: bool, title: str, _: Any) -> Any:
+        notes = {"readme_content": inspect.getdoc(TextSentimentEnv)}
+        metadata = metadata.model_copy(update=notes)
+        guide = ON_THE_PAGE.format(host=args.host, port=args.port)
+        return build_gradio_app(manager, fields, metadata, is_chat, title, guide)
+
     return create_web_interface_app(
-        TextServer, Write, Written, env_name="TextSentiment-v0", **options
+        *types,
+        max_concurrent_envs=args.max_clients,
+        gradio_builder=page,
+        show_default_tab=False,
+        title_override="TextSentiment-v0",
     )
 
 

@@ -21,6 +21,8 @@ from torch import nn
 import text_sentiment_env  # noqa: F401  (registers the id)
 from agents import TokenEmbedding, cli
 
+ROLLOUT = 64  # steps of all environments before PPO learns from them
+
 
 @dataclass
 class Args:
@@ -59,15 +61,12 @@ class Ends(gym.vector.VectorWrapper):
         return step
 
 
-def train(args: Args) -> float:
-    """Trains, printing as it goes; returns the mean reward of the last 100 texts."""
+def make_agent(env: Any, args: Args, folder: str) -> Any:
+    """A new PPO of skrl, which may write to `folder`."""
     # Here, because --help doesn't need it.
     from skrl.agents.torch.ppo import PPO, PPO_CFG
-    from skrl.envs.wrappers.torch import wrap_env
     from skrl.memories.torch import RandomMemory
     from skrl.models.torch import CategoricalMixin, DeterministicMixin, Model
-    from skrl.trainers.torch import SequentialTrainer, SequentialTrainerCfg
-    from skrl.utils import set_seed
 
     class Policy(CategoricalMixin, Model):
         """Logits of the next token."""
@@ -77,9 +76,7 @@ def train(args: Args) -> float:
             CategoricalMixin.__init__(self)
             self.network = network(self.observation_space, self.num_actions)
 
-        def compute(
-            self, inputs: dict[str, Any], role: str = ""
-        ) -> tuple[torch.Tensor, dict[str, Any]]:
+        def compute(self, inputs: dict[str, Any], role: str = "") -> tuple[torch.Tensor, Any]:
             return self.network(inputs["observations"]), {}
 
     class Value(DeterministicMixin, Model):
@@ -90,10 +87,39 @@ def train(args: Args) -> float:
             DeterministicMixin.__init__(self)
             self.network = network(self.observation_space, 1)
 
-        def compute(
-            self, inputs: dict[str, Any], role: str = ""
-        ) -> tuple[torch.Tensor, dict[str, Any]]:
+        def compute(self, inputs: dict[str, Any], role: str = "") -> tuple[torch.Tensor, Any]:
             return self.network(inputs["observations"]), {}
+
+    configuration = PPO_CFG(
+        rollouts=ROLLOUT,
+        learning_epochs=4,
+        mini_batches=4,
+        discount_factor=1.0,
+        learning_rate=args.learning_rate,
+        entropy_loss_scale=0.01,
+        value_loss_scale=0.5,
+    )
+    configuration.experiment.directory = folder
+    configuration.experiment.write_interval = 0
+    configuration.experiment.checkpoint_interval = 0
+    spaces = {
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "device": env.device,
+    }
+    return PPO(
+        models={"policy": Policy(**spaces), "value": Value(**spaces)},
+        memory=RandomMemory(memory_size=ROLLOUT, num_envs=args.num_envs, device=env.device),
+        cfg=configuration,
+        **spaces,
+    )
+
+
+def train(args: Args) -> float:
+    """Trains, printing as it goes; returns the mean reward of the last 100 texts."""
+    from skrl.envs.wrappers.torch import wrap_env
+    from skrl.trainers.torch import SequentialTrainer, SequentialTrainerCfg
+    from skrl.utils import set_seed
 
     set_seed(args.seed)
     ends = Ends(
@@ -105,44 +131,15 @@ def train(args: Args) -> float:
         )
     )
     env = wrap_env(ends, wrapper="gymnasium")
-    spaces = {
-        "observation_space": env.observation_space,
-        "action_space": env.action_space,
-        "device": env.device,
-    }
-    rollout = 64
+    configuration = SequentialTrainerCfg(
+        timesteps=args.steps,
+        headless=True,
+        disable_progressbar=None,  # shown on a terminal only
+        close_environment_at_exit=False,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        configuration = PPO_CFG(
-            rollouts=rollout,
-            learning_epochs=4,
-            mini_batches=4,
-            discount_factor=1.0,
-            learning_rate=args.learning_rate,
-            entropy_loss_scale=0.01,
-            value_loss_scale=0.5,
-        )
-        configuration.experiment.directory = folder
-        configuration.experiment.write_interval = 0
-        configuration.experiment.checkpoint_interval = 0
-        agent = PPO(
-            models={"policy": Policy(**spaces), "value": Value(**spaces)},
-            memory=RandomMemory(memory_size=rollout, num_envs=args.num_envs, device=env.device),
-            cfg=configuration,
-            observation_space=env.observation_space,
-            action_space=env.action_space,
-            device=env.device,
-        )
-        trainer = SequentialTrainer(
-            env=env,
-            agents=agent,
-            cfg=SequentialTrainerCfg(
-                timesteps=args.steps,
-                headless=True,
-                disable_progressbar=None,  # shown on a terminal only
-                close_environment_at_exit=False,
-            ),
-        )
-        trainer.train()
+        agent = make_agent(env, args, folder)
+        SequentialTrainer(env=env, agents=agent, cfg=configuration).train()
     first, last = ends.rewards[:100], ends.rewards[-100:]
     print(f"reward of the first 100 texts {sum(first) / len(first):+.3f}")
     print(f"reward of the last 100 texts {sum(last) / len(last):+.3f}")

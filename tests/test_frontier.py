@@ -242,10 +242,12 @@ def test_cache_of_something_else_is_not_read(tmp_path, change):
 def test_example(tmp_path):
     out = tmp_path / "frontier"
     command = [sys.executable, str(ROOT / "examples" / "frontier.py"), "--smoke", "--out", str(out)]
+    command += ["--betas", "0.2", "0.4"]  # given: not those of --smoke
     subprocess.run(command, check=True, cwd=ROOT, timeout=120)
     assert (out / "frontier.png").stat().st_size > 10_000
     result = json.loads((out / "frontier.json").read_text())
-    assert result["trained"]
+    assert {run["beta"] for run in result["trained"]} == {0.2, 0.4}
+    assert result["arguments"]["updates"] == 2
     for run in result["trained"]:
         assert run["kl"] >= 0
         assert np.isfinite(run["gap"])

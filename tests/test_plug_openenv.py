@@ -1,6 +1,7 @@
 """The OpenEnv server, asked by OpenEnv's own client over a loopback port."""
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -121,7 +122,8 @@ def test_clients_have_episodes_of_their_own(connect):
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        ({"text": "a", "token": 1}, "a text or a token, not both"),
+        ({"text": "a", "token": 1}, "a text or a token, one of the two"),
+        ({}, "a text or a token, one of the two"),
         ({"token": 8192}, "out of range"),
         ({"word": "good"}, "VALIDATION_ERROR"),
     ],
@@ -139,6 +141,24 @@ def test_the_web_page(url):
         assert page.url == f"{url}/web/"
         assert page.status == 200
         assert b"gradio" in page.read()
+
+
+def test_the_web_page_writes(url):
+    """The form's own endpoints, with what the browser sends: empty strings for empty fields."""
+    from gradio_client import Client
+
+    page = Client(f"{url}/web/", verbose=False)
+    fields = [c["props"] for c in page.config["components"] if c["type"] in ("textbox", "number")]
+    # No number: the browser would show 0 and send it beside each text.
+    assert not [field["label"] for field in fields if "precision" in field]
+    _, begun, _ = page.predict(api_name="/reset_env")
+    assert not json.loads(begun)["done"]
+    _, step, status = page.predict("", "5", api_name="/step_form")
+    assert json.loads(step)["observation"]["tokens"][-1] == 5, status
+    _, end, status = page.predict(" is good.", "", api_name="/step_form")
+    assert json.loads(end)["observation"]["text"].endswith(" is good."), status
+    assert json.loads(end)["done"]
+    assert "GenericEnvClient" in json.dumps(page.config)  # the notes beside the form
 
 
 def test_help_needs_no_extra():

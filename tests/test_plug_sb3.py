@@ -74,6 +74,20 @@ def test_trains_evaluates_and_loads(algorithm, env, tmp_path):
     assert again.num_timesteps >= model.num_timesteps + 32
 
 
+@pytest.mark.filterwarnings("error")
+def test_make_vec_env_warns_of_nothing():
+    assert ENVS["make_vec_env"]().render_mode is None
+
+
+def test_gym_make_passes_a_render_mode_on_only_to_have_it_refused():
+    with pytest.raises(TypeError, match="render_mode='rgb_array' must be"):
+        gym.make("TextSentiment-v0", render_mode="rgb_array", **ARGUMENTS)
+    frames = gym.make("TextSentiment-v0", render_mode="ansi_list", **ARGUMENTS)
+    frames.reset(seed=0)
+    frames.step(0)
+    assert len(frames.render()) == 2
+
+
 @pytest.mark.parametrize("policy", ["MlpPolicy", GPT2Policy])
 def test_callbacks_progress_bar_and_normalised_rewards(policy, tmp_path):
     train = VecNormalize(native(), norm_obs=False, gamma=1.0)

@@ -30,7 +30,7 @@ ENV_ID = "TextSentiment-v0"
 if ENV_ID not in gymnasium.registry:  # a reload must not warn that it registers twice
     gymnasium.register(
         ENV_ID,
-        entry_point="text_sentiment_env.env:TextSentimentEnv",
+        entry_point="text_sentiment_env.env:make",
         vector_entry_point="text_sentiment_env.vector_env:TextSentimentVectorEnv",
         # No max_episode_steps: TimeLimit would cut a text off before its reward is paid.
         reward_threshold=0.9,

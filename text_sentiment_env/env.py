@@ -225,3 +225,13 @@ class TextSentimentEnv(TaskAttributes, gym.Env[Tokens, np.int64 | int]):
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """The actions that are allowed, bool (V,), for sb3-contrib's MaskablePPO: all of them."""
         return np.ones(self._n_actions, bool)
+
+
+def make(**arguments: Any) -> TextSentimentEnv:
+    """`TextSentimentEnv(**arguments)`, as registered."""
+    return TextSentimentEnv(**arguments)
+
+
+# Gymnasium warns of a render mode that is not listed here before the environment can refuse it.
+# stable-baselines3's `make_vec_env` asks each environment for "rgb_array", whether it has it or not.
+make.metadata = {"render_modes": [*checks.RENDER_MODES, "rgb_array"]}  # type: ignore[attr-defined]

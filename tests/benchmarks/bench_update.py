@@ -89,9 +89,7 @@ def time_updates(size: str, machine: Machine, args: argparse.Namespace) -> list[
             loop = HuggingFaceLoop(folder, vocabulary, *sizes)
             contenders["by hand"] = loop.update
         if "trl" in args.rivals:
-            seconds, lengths["TRL"] = interleave_with_trl(
-                folder, vocabulary, *sizes, contenders, args.rounds
-            )
+            seconds, lengths["TRL"] = interleave_with_trl(folder, *sizes, contenders, args.rounds)
         else:
             seconds = interleave(contenders, args.rounds)
     texts = (1 + args.rounds) * args.num_envs

@@ -1,8 +1,9 @@
-"""Others' ways to do the update that `bench_update.py` times: by hand with transformers, and with TRL."""
+"""Others' ways to train, for `bench_update.py` and `bench_quality.py`: by hand with transformers, and with TRL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,17 @@ from transformers import GPT2LMHeadModel
 from text_sentiment_env import Vocabulary
 
 KL, LEARNING_RATE = 0.05, 1e-5
+RewardFunction = Callable[..., list[float]]  # of prompts, completions, completion_ids, as TRL's
 
 
 def free(texts: list[str]) -> np.ndarray:
     """A judge that costs nothing, and depends on the text."""
     return np.array([(len(text) % 7) / 7 for text in texts])
+
+
+def free_reward(completions: list[str], **_: Any) -> list[float]:
+    """That judge, as TRL wants it."""
+    return free(completions).tolist()
 
 
 class HuggingFaceLoop:
@@ -34,14 +41,18 @@ class HuggingFaceLoop:
         max_tokens: int,
         device: str,
         half: bool,
+        reward: RewardFunction = free_reward,
+        kl_coef: float = KL,
+        learning_rate: float = LEARNING_RATE,
     ) -> None:
         self.policy = GPT2LMHeadModel.from_pretrained(folder).to(device).eval()
         self.reference = GPT2LMHeadModel.from_pretrained(folder).to(device).eval()
         self.reference.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=LEARNING_RATE, weight_decay=0, fused=True
+            self.policy.parameters(), lr=learning_rate, weight_decay=0, fused=True
         )
         self.vocabulary, self.max_tokens = vocabulary, max_tokens
+        self.reward, self.kl_coef = reward, kl_coef
         self.start = torch.full((rows, 1), vocabulary.end_index, device=device)
         self.device, self.half = torch.device(device).type, half
         self.tokens = 0  # written so far
@@ -76,7 +87,7 @@ class HuggingFaceLoop:
         B = len(ids)
         log_probs = self.log_probs(self.policy, ids) * mask
         with torch.no_grad():
-            paid = -KL * (log_probs - self.log_probs(self.reference, ids)) * mask
+            paid = -self.kl_coef * (log_probs - self.log_probs(self.reference, ids)) * mask
             paid[torch.arange(B), mask.sum(1) - 1] += rewards
             to_go = paid.flip(1).cumsum(1).flip(1)
             total = to_go[:, 0]
@@ -92,33 +103,74 @@ class HuggingFaceLoop:
         """One whole update."""
         ids, mask = self.write()
         written, kept = ids[:, 1:].tolist(), mask.sum(1).tolist()
-        texts = [self.vocabulary.decode(row[:n]) for row, n in zip(written, kept, strict=True)]
+        tokens = [row[:n] for row, n in zip(written, kept, strict=True)]
+        texts = [self.vocabulary.decode(row) for row in tokens]
         self.tokens += sum(kept)
-        self.learn(ids, mask, torch.as_tensor(free(texts), dtype=torch.float32).to(ids.device))
+        rewards = self.reward(prompts=[""] * len(ids), completions=texts, completion_ids=tokens)
+        self.learn(ids, mask, torch.tensor(rewards, device=ids.device))
 
 
-def hugging_face_tokenizer(vocabulary: Vocabulary):
-    """A tokenizer of these tokens, in transformers' format; all it ever encodes is `<|endoftext|>`."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
+def trl_trainer(
+    folder: str,
+    rows: int,
+    max_tokens: int,
+    steps: int,
+    device: str,
+    half: bool,
+    callback: Any,
+    reward: RewardFunction = free_reward,
+    kl_coef: float = KL,
+    learning_rate: float = LEARNING_RATE,
+    lr_decay: str = "constant",
+    seed: int = 0,
+) -> Any:
+    """TRL's RLOOTrainer: one generation of all rows, one step on all of them.
 
-    end = "<|endoftext|>"
-    printable = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    others = [b for b in range(256) if b not in set(printable)]
-    # GPT-2's way to write bytes as characters, which the decoder turns back.
-    char = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    names = ["".join(map(char.get, token)) for token in vocabulary.token_bytes[:-1]] + [end]
-    ids = {name: index for index, name in enumerate(names)}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=end))
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end, pad_token=end, padding_side="left"
+    Its defaults hold, but for what would slow it down: gradient checkpointing, logging, progress bars and files.
+
+    Raises:
+        ImportError: without trl.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer, PrinterCallback
+    from trl import RLOOConfig, RLOOTrainer
+
+    trainer = RLOOTrainer(
+        # Loaded by us, so that it is float32 as ours is; the trainer loads its reference from the folder itself.
+        model=GPT2LMHeadModel.from_pretrained(folder),
+        reward_funcs=reward,
+        # The tokenizer puts <|endoftext|> before each prompt.
+        train_dataset=Dataset.from_dict({"prompt": [""] * steps}),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        callbacks=[callback],
+        args=RLOOConfig(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=1,
+            steps_per_generation=1,
+            num_iterations=1,
+            num_generations=rows,
+            max_completion_length=max_tokens,
+            beta=kl_coef,
+            learning_rate=learning_rate,
+            lr_scheduler_type=lr_decay,
+            seed=seed,
+            bf16=half,
+            use_cpu=torch.device(device).type == "cpu",
+            gradient_checkpointing=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def interleave_with_trl(
     folder: str,
-    vocabulary: Vocabulary,
     rows: int,
     max_tokens: int,
     device: str,
@@ -129,18 +181,13 @@ def interleave_with_trl(
 ) -> tuple[dict[str, list[float]], float]:
     """Seconds of the updates of TRL's RLOOTrainer and, before each of them, of the others.
 
-    One generation of all rows, one step on all of them. Its defaults hold, but for what would slow it down:
-    gradient checkpointing, logging, progress bars and files.
-
     Returns:
         Seconds as `common.interleave` gives them, and TRL's mean number of tokens a text.
 
     Raises:
         ImportError: without trl.
     """
-    from datasets import Dataset
-    from transformers import PrinterCallback, TrainerCallback
-    from trl import RLOOConfig, RLOOTrainer
+    from transformers import TrainerCallback
 
     seconds: dict[str, list[float]] = {name: [] for name in [*others, "TRL"]}
 
@@ -156,35 +203,7 @@ def interleave_with_trl(
             seconds["TRL"].append(now() - self.began)
 
     steps = warmup + rounds
-    trainer = RLOOTrainer(
-        # Loaded by us, so that it is float32 as ours is; the trainer loads its reference from the folder itself.
-        model=GPT2LMHeadModel.from_pretrained(folder),
-        reward_funcs=lambda completions, **_: free(completions).tolist(),
-        train_dataset=Dataset.from_dict({"prompt": ["<|endoftext|>"] * steps}),
-        processing_class=hugging_face_tokenizer(vocabulary),
-        callbacks=[Turns()],
-        args=RLOOConfig(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=rows,
-            gradient_accumulation_steps=1,
-            steps_per_generation=1,
-            num_iterations=1,
-            num_generations=rows,
-            max_completion_length=max_tokens,
-            beta=KL,
-            learning_rate=LEARNING_RATE,
-            lr_scheduler_type="constant",
-            bf16=half,
-            use_cpu=torch.device(device).type == "cpu",
-            gradient_checkpointing=False,
-            logging_strategy="no",
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = trl_trainer(folder, rows, max_tokens, steps, device, half, Turns())
     trainer.train()
     written = trainer.state.num_input_tokens_seen / (steps * rows) - 1  # less the prompt's
     return {name: spent[warmup:] for name, spent in seconds.items()}, written
