@@ -132,10 +132,10 @@ def _evaluate(
         "distinct_2": _distinct(words, 2),
         "distinct_texts": len({info["text"] for info in infos}) / n,
     }
-    texts = [info["text"] for info in infos]
+    finished = [info["text"] for info in infos]
     columns: dict[str, Sequence[Any]] = {
         "prompt": prompts,
-        "text": texts,
+        "text": finished,
         "tokens": [_pieces(vocabulary, tokens) for tokens in generated],
         "reward": rewards,
         "kl": kls,
@@ -145,7 +145,7 @@ def _evaluate(
         for name, value in infos[0].items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    numbers |= {name: np.asarray(judge(texts)).tolist() for name, judge in judges.items()}
+    numbers |= {name: np.asarray(judge(finished)).tolist() for name, judge in judges.items()}
     result |= {name: float(np.mean(values)) for name, values in numbers.items()}
     columns |= numbers
     result["samples"] = [
