@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -198,6 +200,21 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
         args.run.out = first.out or str(next(path for path in folders if not path.exists()))
     check(args)
     return args
+
+
+def training_command(values: Mapping[str, Any]) -> str:
+    """The command that starts a run with these values by flag, without those that the preset sets."""
+    preset = json.loads(
+        json.dumps(PRESETS[values["preset"]].flat())
+    )  # tuples are lists, as in values
+    own = ("preset", "seed", "out", "resume", "quiet")
+    changed = {
+        name: values[name]
+        for name in preset
+        if name in values and name not in own and values[name] != preset[name]
+    }
+    kept = {name: values[name] for name in ("preset", "seed")}
+    return shlex.join(["python", "-m", "agents", "train", *cli.to_argv(kept | changed)])
 
 
 def check(args: Args) -> None:

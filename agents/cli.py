@@ -85,15 +85,20 @@ def _unboxed(box: str) -> str:
 
 def from_values(arguments: type[T], values: Mapping[str, Any]) -> T:
     """Like `parse`, from values by field name; their types are checked as a command line's are."""
+    return parse(arguments, to_argv(values))
+
+
+def to_argv(values: Mapping[str, Any]) -> list[str]:
+    """The command line that sets flags to these values, by field name."""
     argv: list[str] = []
     for name, value in values.items():
         if isinstance(value, bool):
             argv.append(flag(name) if value else flag(f"no_{name}"))
         elif isinstance(value, list | tuple):
             argv += [flag(name), *map(str, value)]
-        elif value is not None:
+        else:
             argv.append(f"{flag(name)}={value}")
-    return parse(arguments, argv)
+    return argv
 
 
 def positive(arguments: Any, *names: str) -> None:

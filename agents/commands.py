@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from agents import cli, report
+from agents import cli, figures, report
 from agents.arguments import Args, EnvironmentArgs
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
@@ -175,7 +175,8 @@ class Compare:
             table.add_section()
             table.add_row("mean", *map(_mean_and_error, columns))
         Console().print(table)
-        report.plot_runs({str(run): run / "progress.csv" for run in self.runs}, self.figure)
+        logs = {str(run): run / "progress.csv" for run in self.runs}
+        figures.write_sheet(figures.compare_runs(logs), self.figure)
         print(f"learning curves: {self.figure}")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -166,17 +167,24 @@ class ProbeCallback(BaseCallback):
             ]
 
 
-def coloured(tokens: Sequence[str], judge: SentimentModel) -> Text:
-    """A text in which each token is coloured by its contribution to the judge's score.
+def contributions(
+    tokens: Sequence[str], judge: SentimentModel, prompt: str = ""
+) -> npt.NDArray[np.float64]:
+    """By how much each token moves the judge's score.
 
-    The contribution is the score of the text up to the token, less that of the text before it:
-    green raises it, red lowers it.
+    It is the score of the text up to the token, less that of the text before it. An empty text scores
+    0, so that without a prompt the contributions add up to the text's score.
     """
+    texts = [prompt + "".join(tokens[:n]) for n in range(not prompt, len(tokens) + 1)]
+    scores = np.asarray(judge(texts), float) if texts else np.zeros(0)
+    return np.diff(scores) if prompt else np.diff(scores, prepend=0.0)
+
+
+def coloured(tokens: Sequence[str], judge: SentimentModel) -> Text:
+    """A text in which each token is coloured by its contribution: green raises the score, red lowers it."""
     tokens = [token for token in tokens if token]
-    prefixes = ["".join(tokens[: i + 1]) for i in range(len(tokens))]
-    scores = np.asarray(judge(prefixes), float) if prefixes else np.zeros(0)
     text = Text("▏", overflow="fold")
-    for token, change in zip(tokens, np.diff(scores, prepend=0.0), strict=True):
+    for token, change in zip(tokens, contributions(tokens, judge), strict=True):
         strength = int(min(1.0, abs(change)) * 155) + 100
         red_green = (80, strength) if change > 0 else (strength, 80)
         style = f"rgb({red_green[0]},{red_green[1]},80)" if abs(change) > 0.05 else ""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy, masked_places
 from agents.rollout import collect_episodes
 from agents.sampling import at_least_float32
-from text_sentiment_env import SentimentModel
+from text_sentiment_env import SentimentModel, Vocabulary
 
 ROWS = 1024  # of logits (rows, V) that exist at a time
 
@@ -57,8 +58,9 @@ def evaluate(
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
         among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
         `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
-        `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`: `text`,
-        `prompt`, `reward`, `sentiment` and `kl` of every text. On the other ranks nothing.
+        `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`, of every
+        text its `prompt`, `text`, `tokens` (list of str, those written), `reward`, `kl`, the info's
+        numbers and the score of each of `judges`. On the other ranks nothing.
     """
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -130,15 +132,24 @@ def _evaluate(
         "distinct_2": _distinct(words, 2),
         "distinct_texts": len({info["text"] for info in infos}) / n,
     }
-    for name, value in infos[0].items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            result[name] = float(np.mean([info[name] for info in infos]))
-    for name, judge in judges.items():
-        result[name] = float(np.mean(np.asarray(judge([info["text"] for info in infos]))))
+    finished = [info["text"] for info in infos]
+    columns: dict[str, Sequence[Any]] = {
+        "prompt": prompts,
+        "text": finished,
+        "tokens": [_pieces(vocabulary, tokens) for tokens in generated],
+        "reward": rewards,
+        "kl": kls,
+    }
+    numbers = {
+        name: [info[name] for info in infos]
+        for name, value in infos[0].items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    numbers |= {name: np.asarray(judge(finished)).tolist() for name, judge in judges.items()}
+    result |= {name: float(np.mean(values)) for name, values in numbers.items()}
+    columns |= numbers
     result["samples"] = [
-        {"prompt": prompt, "reward": reward, "kl": kl}
-        | {name: info[name] for name in ("text", "sentiment")}
-        for info, prompt, reward, kl in zip(infos, prompts, rewards, kls, strict=True)
+        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
     ]
     return result
 
@@ -171,6 +182,14 @@ def _token_sums(
     by_text = torch.zeros(len(texts), dtype=kl.dtype, device=kl.device).index_add(0, rows, kl)
     values = torch.cat([sums, by_text]).cpu()  # one read
     return values[:2], values[2:]
+
+
+def _pieces(vocabulary: Vocabulary, tokens: list[int]) -> list[str]:
+    """What each token adds to the text; a character that several tokens spell is the last one's."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    spelled = [vocabulary.token_bytes[token] for token in tokens if token != vocabulary.end_index]
+    last = len(spelled) - 1
+    return [decoder.decode(piece, final=i == last) for i, piece in enumerate(spelled)]
 
 
 def _distinct(texts: list[list[int]], n: int) -> float:

@@ -1,14 +1,18 @@
-"""What a training run leaves to read: tables, sample texts, learning curves, and where it ran."""
+"""What a training run leaves to read: measures, sample texts, and where it ran."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
 import stable_baselines3 as sb3
 import torch
 from rich.console import Console
@@ -19,32 +23,92 @@ from agents import distributed
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
 
-Sample = Mapping[str, Any]  # text and reward, of `agents.evaluation.evaluate`
+Sample = Mapping[str, Any]  # a text and its measures, of `agents.evaluation.evaluate`
+SAMPLES = "samples.jsonl"
 
-MEASURES = (
-    "reward",
-    "sentiment",
-    "vader",
-    "length",
-    "end_rate",
-    "entropy",
-    "kl",
-    "gap",
-    "win_rate",
-    "perplexity",
-    "distinct_1",
-    "distinct_2",
-    "distinct_texts",
-)
+# Measures of an evaluation, in the order of tables: what it is, its unit, its format.
+MEASURES = {
+    "reward": ("reward", "a text", "+.3f"),
+    "sentiment": ("sentiment, the judge's score", "−1 to 1", "+.3f"),
+    "vader": ("VADER, a second judge", "−1 to 1", "+.3f"),
+    "length_penalty": ("length penalty", "a text", ".3f"),
+    "repetition_penalty": ("repetition penalty", "a text", ".3f"),
+    "length": ("length", "tokens", ".1f"),
+    "end_rate": ("texts that end by themselves", "share", ".1%"),
+    "kl": ("KL to the start model", "nats a text", ".2f"),
+    "gap": ("gap to the optimum: KL(π, π*)", "nats a text", ".2f"),
+    "win_rate": ("wins over the start model's texts", "share", ".1%"),
+    "entropy": ("entropy of the policy", "nats a token", ".2f"),
+    "perplexity": ("perplexity under the start model", "a token", ".1f"),
+    "distinct_texts": ("distinct texts", "share", ".1%"),
+    "distinct_1": ("distinct words (unigrams)", "share", ".1%"),
+    "distinct_2": ("distinct bigrams", "share", ".1%"),
+}
 # Title, column of progress.csv, measure of an evaluation.
 PANELS = (
     ("reward", "rollout/ep_rew_mean", "reward"),
-    ("sentiment", "rollout/sentiment", "sentiment"),
+    ("sentiment (−1 to 1)", "rollout/sentiment", "sentiment"),
     ("length (tokens)", "rollout/length", "length"),
+    ("share of texts that end by themselves", "rollout/end_rate", "end_rate"),
+    ("share of distinct texts", "rollout/distinct_texts", "distinct_texts"),
     ("KL to the start model (nats a text)", "train/kl", "kl"),
     ("entropy (nats a token)", "train/entropy", "entropy"),
-    ("share of texts that end by themselves", "rollout/end_rate", "end_rate"),
+    ("perplexity under the start model", "train/perplexity", "perplexity"),
 )
+
+
+# ---------------------------------------------------------------------------------------- a record
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run has recorded."""
+
+    summary: dict[str, Any]
+    log: list[dict[str, str]]
+    samples: dict[str, list[Sample]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Reads summary.json, progress.csv and samples.jsonl of a run's folder.
+
+        Raises:
+            ValueError: if one of them is missing.
+        """
+        try:
+            summary = json.loads((folder / "summary.json").read_text("utf-8"))
+            lines = (folder / SAMPLES).read_text("utf-8").splitlines()
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{folder} holds no {Path(error.filename).name}: name the folder of a run that has"
+                " ended, or write the file by --resume"
+            ) from None
+        samples: dict[str, list[Sample]] = {"before": [], "after": []}
+        for sample in map(json.loads, lines):
+            samples[sample.pop("when")].append(sample)
+        return cls(summary, read_rows(folder / "progress.csv"), samples)
+
+    @property
+    def second_judge(self) -> str | None:
+        """The measure that is a second judge's, if there is one."""
+        return "vader" if "vader" in self.summary["after"] else None
+
+    def column(self, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Updates and a column of the log."""
+        return by_update(self.log, name)
+
+    def values(self, when: str, measure: str) -> npt.NDArray[np.float64]:
+        """A measure of every text, `"before"` or `"after"`."""
+        return np.array([sample[measure] for sample in self.samples[when]], float)
+
+
+def by_update(
+    log: Sequence[Mapping[str, str]], column: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Updates and values of a log's column, without the rows that lack it."""
+    pairs = [(float(row[UPDATES]), float(row[column])) for row in log if row.get(column)]
+    updates, values = np.array(pairs, float).reshape(-1, 2).T
+    return updates, values
 
 
 def versions() -> dict[str, str]:
@@ -65,9 +129,16 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def write_samples(
-    path: Path, title: str, before: Sequence[Sample], after: Sequence[Sample]
+    folder: Path, title: str, before: Sequence[Sample], after: Sequence[Sample]
 ) -> None:
-    """Texts before and after training, side by side, with their rewards, as Markdown."""
+    """Writes samples.jsonl, every text with its measures, and samples.md, some of them side by side."""
+    lines = [
+        json.dumps({"when": when, **sample})
+        for when, samples in (("before", before), ("after", after))
+        for sample in samples
+    ]
+    with atomic_write(folder / SAMPLES) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", "utf-8")
     lines = [
         "# Samples",
         "",
@@ -79,7 +150,7 @@ def write_samples(
     for old, new in list(zip(before, after, strict=True))[:40]:
         cells = [f"{sample['reward']:+.2f} | {_cell(sample['text'])}" for sample in (old, new)]
         lines.append("| " + " | ".join(cells) + " |")
-    with atomic_write(path) as temporary:
+    with atomic_write(folder / "samples.md") as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -87,51 +158,30 @@ def _cell(text: str) -> str:
     return text.strip().replace("|", "\\|").replace("\n", " ↵ ") or "*(empty)*"
 
 
-def plot(progress: Path, path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Draws learning curves, with the evaluations before and after as points."""
-    import matplotlib
+class MeasureRow(NamedTuple):
+    """A measure of a run, formatted."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_rows(progress)
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    last = float(rows[-1][UPDATES]) if rows else 0
-    for axis, (title, column, measure) in zip(axes.flat, PANELS, strict=True):
-        points = [(float(r[UPDATES]), float(r[column])) for r in rows if r.get(column)]
-        if points:
-            axis.plot(*zip(*points, strict=True), color="tab:blue", lw=1.2, label="training batch")
-        values = (before[measure], after[measure])
-        axis.plot((0, last), values, "o", color="tab:orange", label="evaluation")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("update")
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    name: str
+    title: str
+    before: str
+    after: str
+    optimum: str  # of the best policy at the run's KL weight; empty where it has no such measure
+    unit: str
 
 
-def plot_runs(logs: Mapping[str, Path], path: Path) -> None:
-    """Draws the learning curves of several runs, each with its log progress.csv."""
-    import matplotlib
+def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
+    """Every measure that the run has, in the order of tables."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def value(when: str, name: str, form: str) -> str:
+        found = summary.get(when, {}).get(name)
+        return "" if found is None else f"{found:{form}}"
 
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
-    for name, log in logs.items():
-        rows = read_rows(log)
-        for axis, (title, column, _) in zip(axes.flat, PANELS, strict=True):
-            points = [(float(r[UPDATES]), float(r[column])) for r in rows if r.get(column)]
-            if points:
-                axis.plot(*zip(*points, strict=True), lw=1.2, label=name)
-            axis.set(title=title, xlabel="update")
-            axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    rows = []
+    for name, (title, unit, form) in MEASURES.items():
+        if name in summary["before"]:
+            before, after, best = (value(x, name, form) for x in ("before", "after", "optimum"))
+            rows.append(MeasureRow(name, title, before, after, best, unit))
+    return rows
 
 
 def show(
@@ -141,12 +191,10 @@ def show(
     after: Sequence[Sample],
 ) -> None:
     """Prints the outcome."""
-    columns = [when for when in ("before", "after", "optimum") if when in summary]
+    columns = ("before", "after", *(["optimum"] if "optimum" in summary else []), "unit")
     table = Table("", *columns, title="Mean over fresh texts")
-    for name in MEASURES:
-        if name in summary["before"]:
-            values = [summary[when].get(name) for when in columns]
-            table.add_row(name, *("" if value is None else f"{value:.3f}" for value in values))
+    for row in measure_rows(summary):
+        table.add_row(row.title, *(getattr(row, column) for column in columns))
     console.print(table)
     table = Table("before", "reward", "after", "reward", title="Samples")
     for old, new in list(zip(before, after, strict=True))[:8]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ from rich.console import Console
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
-from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
+from agents import (
+    GPT2,
+    REINFORCE,
+    GPT2Config,
+    GPT2Policy,
+    SB3VecEnv,
+    cli,
+    distributed,
+    model_card,
+    page,
+    report,
+)
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback
 from agents.display import ProbeCallback, RunDisplay
@@ -182,6 +194,16 @@ def measure_last_good(
         distributed.wait()
 
 
+def description(model: REINFORCE, args: Args, origin: str, folder: RunFolder) -> str:
+    """What is about to be trained, in a line."""
+    parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
+    return (
+        f"{args.start.model} GPT-2 ({origin}), {parameters:,} parameters,"
+        f" {model.policy.config.vocab_size} tokens, on {model.device};"
+        f" judge {args.environment.sentiment_model}; writing to {folder.path}"
+    )
+
+
 def second_judges(args: Args) -> dict[str, SentimentModel]:
     """The judges that training does not use."""
     seen = args.environment.sentiment_model == "vader"
@@ -226,16 +248,9 @@ def run(args: Args, stop: StopSignals) -> int:
             eval_env = make_env(args.environment, judge, rows) if first else env
             model, origin = load_model(args, env, device, folder)
         settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
-        changes = folder.record(settings, model._n_updates if args.run.resume else None)
-        parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
-        console.print(
-            f"{args.start.model} GPT-2 ({origin}), {parameters:,} parameters,"
-            f" {env.action_space.n} tokens, on {model.device};"  # type: ignore[attr-defined]
-            f" judge {args.environment.sentiment_model}; writing to {folder.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
-
+        resumed_at = model._n_updates if args.run.resume else None
+        changes = folder.record(settings, resumed_at)
+        console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)
         frontier = measure_start(model, eval_env, args, display, folder)
         before = measure(model, model.reference, eval_env, args, display, frontier)
         tokens, training = model.num_timesteps, time.perf_counter()
@@ -254,9 +269,11 @@ def run(args: Args, stop: StopSignals) -> int:
         summary = {
             "arguments": settings | {"out": str(folder.path)},
             "changes": changes,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "resumed_at": resumed_at,
             "versions": report.versions(),
             "hardware": report.hardware(model.device),
-            "parameters": parameters,
+            "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
             "updates": model._n_updates,
             "episodes": model._episode_num,
             "tokens": model.num_timesteps,
@@ -266,7 +283,7 @@ def run(args: Args, stop: StopSignals) -> int:
             "error": error,
             **optimum_of(frontier, args.reinforce.kl_coef),
         }
-        write_results(folder, summary, before, after, console)
+        write_results(folder, summary, before, after, judge, console)
         return status
 
 
@@ -325,9 +342,10 @@ def write_results(
     summary: Mapping[str, Any],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
+    judge: str | SentimentModel,
     console: Console,
 ) -> None:
-    """Writes summary.json, samples.md and learning_curves.png, and prints the outcome."""
+    """Writes summary, samples, model card and, last of all, the pictures; prints the outcome."""
     figures = [{k: v for k, v in m.items() if k != "samples"} for m in (before, after)]
     summary = {**summary, "before": figures[0], "after": figures[1]}
     folder.write_json("summary.json", summary)
@@ -336,7 +354,7 @@ def write_results(
         " after."
     )
     samples = before["samples"], after["samples"]
-    report.write_samples(folder.path / "samples.md", title, *samples)
-    curves = folder.path / "learning_curves.png"
-    report.plot(folder.path / "progress.csv", curves, before, after)
+    report.write_samples(folder.path, title, *samples)
+    model_card.write(folder.path / "gpt2", summary)
+    page.write(folder.path, load_sentiment_model(judge) if isinstance(judge, str) else judge)
     report.show(console, summary, *samples)

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from agents.callbacks import UPDATES
-from agents.display import RunDisplay, coloured, sparkline
+from agents.display import RunDisplay, coloured, contributions, sparkline
 
 LOG = {
     "rollout/ep_rew_mean": 0.5,
@@ -70,6 +70,14 @@ def test_tokens_are_coloured_by_their_contribution():
     assert red == "rgb(177,80,80)"
     assert green == "rgb(80,239,80)"
     assert coloured([""], judge).plain == "▏"
+
+
+@pytest.mark.parametrize("prompt", ["", "It is"])
+def test_contributions_add_up_to_what_was_written(prompt):
+    tokens = [" bad", "", " or", " good"]
+    found = contributions(tokens, lambda texts: [len(text) / 100 for text in texts], prompt)
+    np.testing.assert_allclose(found, [0.04, 0, 0.03, 0.05])
+    assert len(contributions([], lambda texts: [0.0] * len(texts), prompt)) == 0
 
 
 @pytest.mark.parametrize(

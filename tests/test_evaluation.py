@@ -12,6 +12,7 @@ from reinforce_helpers import END, PAD, PROMPTS, make_envs, make_model
 from agents import SB3VecEnv, evaluation
 from agents.evaluation import evaluate
 from agents.rollout import collect_episodes
+from text_sentiment_env import Vocabulary
 
 ROWS, N, SEED = 8, 20, 3
 
@@ -89,19 +90,39 @@ def test_measures_equal_sums_over_the_distributions(model, env):
     assert result["episodes"] == N
 
 
-def test_samples_hold_prompt_text_reward_and_sentiment(model, env):
-    samples = run(model, env)["samples"]
+def test_samples_hold_a_texts_tokens_and_its_numbers(model, env):
+    samples = run(model, env, judges={"other": lambda texts: [len(text) for text in texts]})[
+        "samples"
+    ]
     texts, mask, rewards = written(model, env)
     vocabulary = env.get_attr("vocabulary")[0]
     assert len(samples) == N
     assert {sample["prompt"].strip() for sample in samples} == set(PROMPTS)
     for sample, text, own, paid in zip(samples, texts, mask, rewards, strict=True):
-        assert sample.keys() == {"text", "prompt", "reward", "sentiment", "kl"}
+        assert sample.keys() == {
+            *("prompt", "text", "tokens", "reward", "kl", "sentiment", "length"),
+            *("length_penalty", "repetition_penalty", "other"),
+        }
+        assert sample["prompt"] + "".join(sample["tokens"]) == sample["text"]
+        assert len(sample["tokens"]) == sample["length"]
+        assert sample["other"] == len(sample["text"])
         assert sample["prompt"] == vocabulary.decode(text[~own & (text < PAD)].tolist())
         assert sample["text"] == vocabulary.decode(text.tolist())
         assert sample["text"].startswith(sample["prompt"])
         assert sample["reward"] == pytest.approx(paid.sum().item())
         assert sample["sentiment"] == pytest.approx(letters([sample["text"]])[0])
+
+
+def test_a_character_of_several_tokens_is_the_last_ones():
+    vocabulary = Vocabulary.load("gpt2")
+    ids = [*vocabulary.encode(" a naïve 日本 film"), vocabulary.end_index]
+    pieces = evaluation._pieces(vocabulary, ids)
+    assert len(pieces) == len(ids) - 1
+    assert "".join(pieces) == " a naïve 日本 film"
+    assert "" in pieces  # of a token that only begins a character
+    cut = ids[: pieces.index("") + 1]
+    assert "".join(evaluation._pieces(vocabulary, cut)) == vocabulary.decode(cut)
+    assert evaluation._pieces(vocabulary, [vocabulary.end_index]) == []
 
 
 def test_the_callers_random_numbers_are_left_as_they_were(model, env):

@@ -302,7 +302,7 @@ def test_a_resume_that_would_alter_the_task_changes_nothing(finished, capsys):
     arguments = ["--out", str(finished), "--resume", "--learning-rate", "1e-9"]
     with pytest.raises(SystemExit, match="2"):
         training.main([*arguments, "--updates", "9"])
-    assert "--learning-rate 1e-09: --resume cannot change it from 0.0006" in capsys.readouterr().err
+    assert "--learning-rate 1e-09: --resume cannot change it from 0.0008" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 

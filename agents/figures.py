@@ -1,0 +1,281 @@
+"""Pictures of training runs: learning curves, reward terms, and the texts before and after.
+
+A panel draws into one axis. The same panels make the sheets `learning_curves.png` and
+`evaluation.png`, and one SVG each for `report.html`, which sets their colours by its theme.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from agents.atomic import atomic_write
+from agents.callbacks import read_rows
+from agents.report import PANELS, Record, by_update
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart, by their name in the page's CSS.
+COLOURS = {
+    "ink": "#1f2328",
+    "muted": "#59636e",
+    "rule": "#d0d7de",
+    "before": "#818b96",
+    "after": "#0072b2",
+    "second": "#d55e00",
+    "third": "#a6537f",
+    "paper": "#ffffff",
+}
+DOTS = 400  # texts of a scatter plot, before and after each: more only hide one another
+
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": COLOURS["rule"],
+    "axes.grid": True,
+    "axes.labelcolor": COLOURS["muted"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+    "legend.labelcolor": COLOURS["ink"],
+    "text.parse_math": False,
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "xtick.color": COLOURS["rule"],
+    "xtick.labelcolor": COLOURS["muted"],
+    "ytick.color": COLOURS["rule"],
+    "ytick.labelcolor": COLOURS["muted"],
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: its title, what a reader who cannot see it should know, and how to draw it."""
+
+    title: str
+    alt: str
+    draw: Callable[[Axes], None]
+
+
+# ------------------------------------------------------------------------------------ over training
+
+
+def learning_curves(record: Record) -> list[Panel]:
+    """Measures by update: of the training batches, and of the evaluations before and after."""
+    curves = [_curve(record, *panel) for panel in PANELS]
+    terms = Panel(
+        "reward and its terms",
+        f"Terms of the reward by update, stacked: {curves[0].alt}",
+        lambda axis: _draw_terms(axis, record),
+    )
+    return [curves[0], terms, *curves[1:]]
+
+
+def _curve(record: Record, title: str, column: str, measure: str) -> Panel:
+    def draw(axis: Axes) -> None:
+        x, y = record.column(column)
+        axis.plot(x, y, color=COLOURS["after"], lw=1.2, label="training batch")
+        if measure == "sentiment" and record.second_judge:
+            second = record.column(f"rollout/{record.second_judge}")
+            name = record.second_judge.upper()
+            axis.plot(*second, color=COLOURS["second"], lw=1.2, label=f"{name}, a second judge")
+            _points(axis, record, record.second_judge)
+            axis.lines[0].set_label("the reward's judge")
+            axis.legend(fontsize=8)
+        _points(axis, record, measure)
+        axis.set_xlabel("update")
+
+    before, after = (record.summary[when][measure] for when in ("before", "after"))
+    return Panel(
+        title, f"{title} by update: {before:.3g} before training, {after:.3g} after.", draw
+    )
+
+
+def _points(axis: Axes, record: Record, measure: str) -> None:
+    """The evaluations, hollow before and full after."""
+    for x, when, face in ((0, "before", "paper"), (record.summary["updates"], "after", "ink")):
+        if measure in record.summary[when]:
+            axis.plot(
+                [x],
+                [record.summary[when][measure]],
+                "o",
+                ms=5,
+                mec=COLOURS["ink"],
+                mfc=COLOURS[face],
+                clip_on=False,
+                zorder=3,
+            )
+
+
+def _draw_terms(axis: Axes, record: Record) -> None:
+    """Sentiment above, what is subtracted below, and their sum as a line."""
+    x, reward = record.column("rollout/ep_rew_mean")
+    penalties = {
+        title: record.column(column)[1]
+        for title, column in (
+            ("length penalty", "rollout/length_penalty"),
+            ("repetition penalty", "rollout/repetition_penalty"),
+        )
+    }
+    penalties = {k: v for k, v in penalties.items() if len(v) == len(x) and np.any(v)}
+    # Before penalties: the judge's score after --target and --reward-type.
+    sentiment = reward + sum(penalties.values())
+    axis.fill_between(x, 0, sentiment, color=COLOURS["after"], alpha=0.35, lw=0, label="sentiment")
+    bottom = np.minimum(sentiment, 0)
+    for (name, values), colour in zip(penalties.items(), ("second", "third"), strict=False):
+        axis.fill_between(
+            x, bottom, bottom - values, color=COLOURS[colour], alpha=0.5, lw=0, label=f"− {name}"
+        )
+        bottom = bottom - values
+    axis.plot(x, reward, color=COLOURS["ink"], lw=1.2, label="reward, their sum")
+    axis.set_xlabel("update")
+    axis.legend(fontsize=8)
+
+
+# --------------------------------------------------------------------------------- before and after
+
+
+def evaluation(record: Record) -> list[Panel]:
+    """The texts before and after: histograms of reward and length, and reward against the second judge."""
+    panels = [_histogram(record, "reward", 24), _histogram(record, "length", None)]
+    if record.second_judge:
+        panels.append(_scatter(record, record.second_judge))
+    return panels
+
+
+def _histogram(record: Record, measure: str, bins: int | None) -> Panel:
+    values = {when: record.values(when, measure) for when in ("before", "after")}
+    every = np.concatenate(list(values.values()))
+    # A bar for each number of tokens, or `bins` of the same width.
+    edges = (
+        np.arange(every.min(), every.max() + 2) - 0.5
+        if bins is None
+        else np.linspace(every.min(), max(every.max(), every.min() + 1e-6), bins + 1)
+    )
+
+    def draw(axis: Axes) -> None:
+        for when, numbers in values.items():
+            share = np.histogram(numbers, edges)[0] / len(numbers) * 100
+            axis.stairs(share, edges, fill=True, color=COLOURS[when], alpha=0.3)
+            axis.stairs(share, edges, color=COLOURS[when], lw=1.3, label=when)
+        axis.set(xlabel="tokens" if measure == "length" else measure, ylabel="% of texts")
+        axis.legend(fontsize=8)
+
+    medians = (f"median {np.median(v):.3g} {when}" for when, v in values.items())
+    return Panel(measure, f"Histogram of the {measure}: {', '.join(medians)}.", draw)
+
+
+def _scatter(record: Record, judge: str) -> Panel:
+    pairs = {
+        when: (record.values(when, "reward"), record.values(when, judge))
+        for when in ("before", "after")
+    }
+
+    def draw(axis: Axes) -> None:
+        for (when, (x, y)), marker in zip(pairs.items(), ("x", "o"), strict=True):
+            axis.plot(
+                x[:DOTS],
+                y[:DOTS],
+                marker,
+                ms=3,
+                color=COLOURS[when],
+                alpha=0.6,
+                mew=0.8 if marker == "x" else 0,
+                label=when,
+            )
+        axis.set(xlabel="reward", ylabel=judge.upper())
+        axis.legend(fontsize=8, loc="upper left")
+
+    means = (
+        f"{when} mean reward {x.mean():.2f} and mean score {y.mean():.2f}"
+        for when, (x, y) in pairs.items()
+    )
+    title = f"reward against {judge.upper()}, a second judge"
+    return Panel(title, f"A point a text, {title}: {', '.join(means)}.", draw)
+
+
+# ---------------------------------------------------------------------------------------- compared
+
+
+def compare_runs(logs: Mapping[str, Path]) -> list[Panel]:
+    """Learning curves of several runs, each with its log progress.csv, by their names."""
+    runs = {name: read_rows(log) for name, log in logs.items()}
+
+    def panel(title: str, column: str) -> Panel:
+        def draw(axis: Axes) -> None:
+            for name, rows in runs.items():
+                axis.plot(*by_update(rows, column), lw=1.2, label=name)
+            axis.set_xlabel("update")
+            if title == PANELS[0][0]:
+                axis.legend(fontsize=8)
+
+        return Panel(title, f"{title} by update, a line a run.", draw)
+
+    return [panel(title, column) for title, column, _ in PANELS]
+
+
+# --------------------------------------------------------------------------------------- the files
+
+
+def write_sheet(panels: Sequence[Panel], path: Path) -> None:
+    """Draws panels as one PNG, at most three in a row."""
+    rows, columns = -(-len(panels) // 3), min(3, len(panels))
+    with _style():
+        figure = _figure(4.2 * columns, 3.0 * rows)
+        for place, panel in enumerate(panels, 1):
+            axis = figure.add_subplot(rows, columns, place)
+            panel.draw(axis)
+            axis.set_title(panel.title)
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
+
+def svg(panel: Panel) -> str:
+    """A panel as an SVG element for an HTML page.
+
+    Colours are the page's CSS variables of their names in `COLOURS`, and text is in the page's font.
+    """
+    with _style():
+        figure = _figure(4.2, 2.7)
+        panel.draw(figure.add_subplot())
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    # What an element inside HTML does not need: the prolog, metadata, namespaces, and names of groups,
+    # which are those of the next picture too.
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    size = re.search(r'viewBox="[^"]*"', text)
+    assert size is not None
+    opening = f'<svg {size[0]} role="img" aria-label="{html.escape(panel.alt)}">'
+    return re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _style() -> AbstractContextManager[None]:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
