@@ -39,7 +39,7 @@ MEASURES = {
     "entropy": ("entropy of the policy", "nats a token", ".2f"),
     "perplexity": ("perplexity under the start model", "a token", ".1f"),
     "distinct_texts": ("distinct texts", "share", ".1%"),
-    "distinct_1": ("distinct words (unigrams)", "share", ".1%"),
+    "distinct_1": ("distinct unigrams", "share", ".1%"),
     "distinct_2": ("distinct bigrams", "share", ".1%"),
 }
 # Title, column of progress.csv, measure of an evaluation.
@@ -130,13 +130,13 @@ def write_samples(
     folder: Path, title: str, before: Sequence[Sample], after: Sequence[Sample]
 ) -> None:
     """Writes samples.jsonl, every text with its measures, and samples.md, some of them side by side."""
-    lines = [
+    records = [
         json.dumps({"when": when, **sample})
         for when, samples in (("before", before), ("after", after))
         for sample in samples
     ]
     with atomic_write(folder / SAMPLES) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", "utf-8")
+        temporary.write_text("\n".join(records) + "\n", "utf-8")
     lines = [
         "# Samples",
         "",
@@ -162,6 +162,7 @@ def measure_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str, s
         (name, title, f"{summary['before'][name]:{form}}", f"{summary['after'][name]:{form}}", unit)
         for name, (title, unit, form) in MEASURES.items()
         if name in summary["before"]
+        and summary["arguments"].get(name) != 0  # a penalty of weight 0
     ]
 
 
@@ -173,8 +174,8 @@ def show(
 ) -> None:
     """Prints the outcome."""
     table = Table("", "before", "after", "unit", title="Mean over fresh texts")
-    for _, *cells in measure_rows(summary):
-        table.add_row(*cells)
+    for _, *row in measure_rows(summary):
+        table.add_row(*row)
     console.print(table)
     table = Table("before", "reward", "after", "reward", title="Samples")
     for old, new in list(zip(before, after, strict=True))[:8]:
