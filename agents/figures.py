@@ -39,6 +39,7 @@ COLOURS = {
 DOTS = 400  # texts of a scatter plot, before and after each: more only hide one another
 
 STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
     "axes.edgecolor": COLOURS["rule"],
     "axes.grid": True,
     "axes.labelcolor": COLOURS["muted"],
@@ -51,6 +52,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": COLOURS["rule"],
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "legend.columnspacing": 1.2,
     "legend.handlelength": 1.4,
     "legend.labelcolor": COLOURS["ink"],
     "text.parse_math": False,
@@ -95,7 +97,12 @@ def _curve(record: Record, title: str, column: str, measure: str) -> Panel:
             axis.plot(*second, color=COLOURS["second"], lw=1.2, label=f"{name}, a second judge")
             _points(axis, record, record.second_judge)
             axis.lines[0].set_label("the reward's judge")
-            axis.legend(fontsize=8)
+            _legend(axis)
+        if measure == "length" and record.summary["arguments"]["length_penalty"]:
+            low, high = record.summary["arguments"]["target_length"]
+            axis.axhspan(low, high, color=COLOURS["before"], alpha=0.15, lw=0)
+        if title.startswith("share"):
+            axis.set_ylim(0, 1.05)
         _points(axis, record, measure)
         axis.set_xlabel("update")
 
@@ -143,7 +150,12 @@ def _draw_terms(axis: Axes, record: Record) -> None:
         bottom = bottom - values
     axis.plot(x, reward, color=COLOURS["ink"], lw=1.2, label="reward, their sum")
     axis.set_xlabel("update")
-    axis.legend(fontsize=8)
+    _legend(axis)
+
+
+def _legend(axis: Axes) -> None:
+    """Below the axis, where it covers no data."""
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3, fontsize=8, borderaxespad=0)
 
 
 # --------------------------------------------------------------------------------- before and after
@@ -172,11 +184,14 @@ def _histogram(record: Record, measure: str, bins: int | None) -> Panel:
             share = np.histogram(numbers, edges)[0] / len(numbers) * 100
             axis.stairs(share, edges, fill=True, color=COLOURS[when], alpha=0.3)
             axis.stairs(share, edges, color=COLOURS[when], lw=1.3, label=when)
-        axis.set(xlabel="tokens" if measure == "length" else measure, ylabel="% of texts")
-        axis.legend(fontsize=8)
+        axis.set_xlabel("tokens" if measure == "length" else measure)
+        axis.locator_params("x", integer=bins is None)
+        _legend(axis)
 
     medians = (f"median {np.median(v):.3g} {when}" for when, v in values.items())
-    return Panel(measure, f"Histogram of the {measure}: {', '.join(medians)}.", draw)
+    return Panel(
+        f"{measure}, % of texts", f"Histogram of the {measure}: {', '.join(medians)}.", draw
+    )
 
 
 def _scatter(record: Record, judge: str) -> Panel:
@@ -197,14 +212,14 @@ def _scatter(record: Record, judge: str) -> Panel:
                 mew=0.8 if marker == "x" else 0,
                 label=when,
             )
-        axis.set(xlabel="reward", ylabel=judge.upper())
-        axis.legend(fontsize=8, loc="upper left")
+        axis.set_xlabel("reward")
+        _legend(axis)
 
     means = (
         f"{when} mean reward {x.mean():.2f} and mean score {y.mean():.2f}"
         for when, (x, y) in pairs.items()
     )
-    title = f"reward against {judge.upper()}, a second judge"
+    title = f"{judge.upper()}, a second judge, by reward"
     return Panel(title, f"A point a text, {title}: {', '.join(means)}.", draw)
 
 

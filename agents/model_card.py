@@ -16,6 +16,7 @@ LICENSES = {
     **dict.fromkeys(("reviews", "random", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "mit"),
     "distilgpt2": "apache-2.0",
 }
+OURS = ("reviews", "random", "bundled", "vader")  # start models and judges of these packages
 REVIEWS_TERMS = (
     "The start model, `reviews`, learned from the Large Movie Review Dataset v1.0 (Maas et al. 2011,"
     " *Learning Word Vectors for Sentiment Analysis*, ACL). The data set names no license and asks to"
@@ -41,7 +42,7 @@ def _card(summary: Mapping[str, Any]) -> str:
 
     arguments = summary["arguments"]
     name, start = Path(arguments["out"]).resolve().name, arguments["model"]
-    on_hub = start not in ("reviews", "random") and not _is_local(start)
+    on_hub = start not in OURS and not _is_local(start)
     license = "unknown" if _is_local(start) else LICENSES.get(start, "unknown")
     reward = EvalResult(
         task_type="reinforcement-learning",
@@ -76,7 +77,7 @@ def _card(summary: Mapping[str, Any]) -> str:
         judge=_public(arguments["sentiment_model"]),
         vocabulary=f"the tokens of the vocabulary `{arguments['vocabulary']}`",
         example="The movie" if arguments["vocabulary"] == "gpt2" else "the movie",
-        command=training_command(arguments),
+        command=_public_command(arguments),
         rows=measure_rows(summary),
         limits=limits,
         summary=summary,
@@ -86,9 +87,19 @@ def _card(summary: Mapping[str, Any]) -> str:
 
 
 def _is_local(model: str) -> bool:
-    return Path(model).expanduser().exists()
+    return model not in OURS and Path(model).expanduser().exists()
 
 
 def _public(model: str) -> str:
     """The name of a model, without the paths of this machine."""
     return "of a local directory" if _is_local(model) else f"`{model}`"
+
+
+def _public_command(arguments: Mapping[str, Any]) -> str:
+    """The command, in which files and directories of this machine are named without their folders."""
+    command = training_command(arguments)
+    for name in ("model", "sentiment_model", "prompts"):
+        value = arguments[name]
+        if value and _is_local(value):
+            command = command.replace(value, Path(value).name)
+    return command

@@ -106,7 +106,7 @@ def _correlations(record: Record) -> dict[str, float]:
     return found
 
 
-def _extremes(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+def _extremes(samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
     """The distinct texts of the highest and of the lowest reward, with how often each was written."""
     counts = Counter(sample["text"] for sample in samples)
     distinct = {sample["text"]: sample for sample in samples}.values()
@@ -118,9 +118,13 @@ def _extremes(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
 def _coloured(sample: Sample, judge: SentimentModel) -> dict[str, Any]:
     """A sample with the contribution of each of its tokens."""
     changes = contributions(sample["tokens"], judge, sample["prompt"])
-    tokens = [token.translate(VISIBLE) for token in sample["tokens"]]
+    tokens = [
+        # The space before a word stays without colour, and the text's first is not shown.
+        (" " if token.startswith(" ") and (i or sample["prompt"]) else "", token.removeprefix(" "))
+        for i, token in enumerate(token.translate(VISIBLE) for token in sample["tokens"])
+    ]
     return {
         **sample,
-        "prompt": sample["prompt"].translate(VISIBLE),
-        "tokens": list(zip(tokens, changes.tolist(), strict=True)),
+        "prompt": sample["prompt"].translate(VISIBLE).removeprefix(" "),
+        "tokens": [(*token, change) for token, change in zip(tokens, changes, strict=True)],
     }

@@ -41,7 +41,7 @@ MEASURES = {
     "entropy": ("entropy of the policy", "nats a token", ".2f"),
     "perplexity": ("perplexity under the start model", "a token", ".1f"),
     "distinct_texts": ("distinct texts", "share", ".1%"),
-    "distinct_1": ("distinct words (unigrams)", "share", ".1%"),
+    "distinct_1": ("distinct unigrams", "share", ".1%"),
     "distinct_2": ("distinct bigrams", "share", ".1%"),
 }
 # Title, column of progress.csv, measure of an evaluation.
@@ -132,13 +132,13 @@ def write_samples(
     folder: Path, title: str, before: Sequence[Sample], after: Sequence[Sample]
 ) -> None:
     """Writes samples.jsonl, every text with its measures, and samples.md, some of them side by side."""
-    lines = [
+    records = [
         json.dumps({"when": when, **sample})
         for when, samples in (("before", before), ("after", after))
         for sample in samples
     ]
     with atomic_write(folder / SAMPLES) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", "utf-8")
+        temporary.write_text("\n".join(records) + "\n", "utf-8")
     lines = [
         "# Samples",
         "",
@@ -178,7 +178,8 @@ def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
 
     rows = []
     for name, (title, unit, form) in MEASURES.items():
-        if name in summary["before"]:
+        weight = summary["arguments"].get(name)  # of a penalty; nothing to say at 0
+        if name in summary["before"] and weight != 0:
             before, after, best = (value(x, name, form) for x in ("before", "after", "optimum"))
             rows.append(MeasureRow(name, title, before, after, best, unit))
     return rows

@@ -20,7 +20,7 @@ import pytest
 import torch
 from disk import in_child
 
-from agents import report, training
+from agents import page, training
 from agents.arguments import parse_arguments
 from agents.atomic import atomic_write
 from agents.runs import RunFolder
@@ -50,10 +50,10 @@ KINDS = {"open", "write", "fsync", "rename", "unlink", "chmod", "mkdir"}
 ERROR = re.compile(r"error: .*No space left on device: '.*/run.*'\n")
 
 
-def draw(progress, path, *_):
-    """In place of `report.plot`, which takes longer than all the rest."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        file.write(b"PNG")
+def draw(folder, judge):
+    """In place of `page.write`, which takes longer than all the rest."""
+    with atomic_write(folder / "report.html") as temporary, open(temporary, "wb") as file:
+        file.write(b"drawn")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def program():
         now = copy.deepcopy(args)
         now.run.out, now.run.resume = str(folder), resume
         training.parse_arguments = lambda *_: now
-        report.plot = draw
+        page.write = draw
         return training.main()
 
     return main
@@ -80,7 +80,7 @@ def whole(program, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:  # here once, so that no child imports or traces
         patch.setattr(training, "parse_arguments", None)
-        patch.setattr(report, "plot", None)
+        patch.setattr(page, "write", None)
         assert program(folder) == 0
     shutil.rmtree(folder)
     status, errors, points = in_child(folder, lambda: program(folder))
@@ -205,5 +205,7 @@ def test_the_same_seed_gives_equal_files_in_another_process(whole, tmp_path):
     command = [sys.executable, "examples/train_reinforce.py", *FLAGS[:-1], str(tmp_path / "run")]
     subprocess.run(command, cwd=root, env=os.environ | environment, check=True)
     found = contents(tmp_path / "run")
-    assert found.pop("learning_curves.png").startswith(b"\x89PNG")
-    assert found == {n: c for n, c in whole[1].items() if n != "learning_curves.png"}
+    for name in ("learning_curves.png", "evaluation.png"):
+        assert found.pop(name).startswith(b"\x89PNG")
+    assert found.pop("report.html").startswith(b"<!doctype html>")
+    assert found == {n: c for n, c in whole[1].items() if n != "report.html"}

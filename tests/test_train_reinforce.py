@@ -56,9 +56,16 @@ def finished(tmp_path_factory):
     return out
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(finished, monkeypatch):
+    """Of all runs but the finished one, because drawing takes longer than they do."""
+    monkeypatch.setattr(training.page, "write", lambda folder, judge: None)
+
+
 def test_writes_everything(finished):
     assert {
-        "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
+        "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "evaluation.png", "gpt2",
+        "learning_curves.png", "progress.csv", "report.html", "samples.jsonl", "samples.md",
         "start_texts.npz", "summary.json",
     } == {p.name for p in finished.iterdir()}  # fmt: skip
     summary = json.loads((finished / "summary.json").read_text())
@@ -75,7 +82,8 @@ def test_writes_everything(finished):
     assert summary["after"]["kl"] > 0
     assert summary["arguments"]["seed"] == 0
     assert len(rows(finished)) == 4
-    assert (finished / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("learning_curves.png", "evaluation.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG")
     table = (finished / "samples.md").read_text().splitlines()
     assert len([line for line in table if line.startswith("| +") or line.startswith("| -")]) == 16
 
