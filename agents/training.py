@@ -16,12 +16,12 @@ from typing import Any
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
-from agents.callbacks import AppendingCSV, CheckpointCallback
+from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay
 from agents.evaluation import evaluate
 from agents.runs import RunFolder, StopSignals
@@ -236,7 +236,9 @@ def train(
     """Trains to --updates, or to a signal; returns the error if a number was not finite."""
     done, updates, console = model._n_updates, args.run.updates, display.console
     outputs: list[KVWriter] = []
+    first_rank: list[BaseCallback] = []
     if distributed.rank() == 0:
+        first_rank.append(MonitorCSV(folder.path / "monitor.csv", done))
         outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
         if args.run.tensorboard:
             outputs.append(TensorBoardOutputFormat(str(folder.path / "tensorboard")))
@@ -257,7 +259,7 @@ def train(
             with stop.deferred(request_stop), display.training(done, updates):
                 model.learn(
                     updates * args.environment.num_envs * args.environment.max_tokens,
-                    CallbackList([save, probe]),
+                    CallbackList([save, probe, *first_rank]),
                     reset_num_timesteps=not args.run.resume,
                     total_updates=updates - done,
                 )
