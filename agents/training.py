@@ -17,13 +17,14 @@ import gymnasium as gym
 import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay
 from agents.evaluation import evaluate
+from agents.logs import TensorBoard, TextLog
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
@@ -241,7 +242,8 @@ def train(
         first_rank.append(MonitorCSV(folder.path / "monitor.csv", done))
         outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
         if args.run.tensorboard:
-            outputs.append(TensorBoardOutputFormat(str(folder.path / "tensorboard")))
+            outputs.append(TensorBoard(folder.path / "tensorboard", model.num_timesteps))
+            first_rank.append(TextLog(args.flat()))
     model.set_logger(Logger(str(folder.path), outputs))
 
     def request_stop() -> None:
