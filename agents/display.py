@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,33 @@ ROWS = (
     ("length, tokens", "rollout/length", ".1f"),
     ("distinct texts", "rollout/distinct_texts", ".1%"),
     ("tokens a second", "time/fps", ",.0f"),
+)
+# Title, measure of an evaluation, format, unit.
+OUTCOME = (
+    ("reward", "reward", "+.3f", "a text"),
+    ("sentiment", "sentiment", "+.3f", "-1 to 1"),
+    ("second judge (VADER)", "vader", "+.3f", "-1 to 1"),
+    ("length penalty", "length_penalty", ".3f", "a text"),
+    ("repetition penalty", "repetition_penalty", ".3f", "a text"),
+    ("length", "length", ".1f", "tokens a text"),
+    ("texts that end by themselves", "end_rate", ".1%", "of texts"),
+    ("KL to the start model", "kl", ".2f", "nats a text"),
+    ("entropy", "entropy", ".2f", "nats a token"),
+    ("perplexity under the start model", "perplexity", ".1f", "a token"),
+    ("distinct unigrams", "distinct_1", ".1%", "of all"),
+    ("distinct bigrams", "distinct_2", ".1%", "of all"),
+    ("distinct texts", "distinct_texts", ".1%", "of all"),
+)
+# What a run leaves in its folder.
+FILES = (
+    ("report.html", "the run on one page, for a browser"),
+    ("samples.md", "texts before and after, side by side"),
+    ("learning_curves.png", "reward, KL and the like by update"),
+    ("progress.csv", "everything logged, by update"),
+    ("monitor.csv", "every text's reward and length, for SB3's plotters"),
+    ("summary.json", "arguments, versions, measures before and after"),
+    ("gpt2", "the trained model, for transformers and for agents.GPT2"),
+    ("checkpoint.zip", "everything needed to go on"),
 )
 
 
@@ -182,3 +211,59 @@ def coloured(tokens: Sequence[str], judge: SentimentModel) -> Text:
         style = f"rgb({red_green[0]},{red_green[1]},80)" if abs(change) > 0.05 else ""
         text.append(token.replace("\n", " "), style)
     return text
+
+
+def show_outcome(
+    console: Console,
+    summary: Mapping[str, Any],
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> None:
+    """Prints measures and texts before and after, where everything is, and commands to go on with.
+
+    Args:
+        console: where to print.
+        summary: the content of summary.json.
+        before, after: samples of `agents.evaluation.evaluate`, with `text` and `reward`.
+    """
+    old, new = summary["before"], summary["after"]
+    table = Table("", "before", "after", "unit", title=f"Means over {new['episodes']} fresh texts")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for title, name, form, unit in OUTCOME:
+        if name in new:
+            table.add_row(title, f"{old[name]:{form}}", f"{new[name]:{form}}", unit)
+    samples = Table("reward", "before", "reward", "after", title="The first texts of each")
+    for pair in list(zip(before, after, strict=True))[:8]:
+        cells = [(f"{sample['reward']:+.2f}", Text(sample["text"].strip())) for sample in pair]
+        samples.add_row(*cells[0], *cells[1])
+    console.print(table, samples)
+    folder, commands = Path(summary["arguments"]["out"]), next_commands(summary)
+    width = max(len(command) for command, _ in commands)
+    lines = [
+        f"{summary['updates']} updates in {summary['seconds']:.0f} s,"
+        f" {summary['tokens_per_second']:,.0f} tokens/s.",
+        f"\nEverything is in {folder}:",
+        *(f"  {name:20s} {what}" for name, what in FILES if (folder / name).exists()),
+        "\nWhat to do next:",
+        *(f"  {command:{width}s}  # {what}" for command, what in commands),
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def next_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Commands to paste after a run, and what each does."""
+    arguments = summary["arguments"]
+    run, updates = shlex.quote(arguments["out"]), arguments["updates"]
+    more = "" if summary["updates"] < updates else f" --updates {2 * updates}"
+    return [
+        (f'python -m agents generate {run} "the movie" -n 5', "write texts"),
+        (f"python -m agents evaluate {run}", "1,000 texts: intervals, best and worst"),
+        (f"python -m agents play {run}", "write a text by hand"),
+        (f"python -m agents train --out {run} --resume{more}", "go on training"),
+        *(
+            [(f"tensorboard --logdir {run}", "curves, histograms and texts")]
+            if arguments["tensorboard"]
+            else []
+        ),
+    ]

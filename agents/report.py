@@ -11,8 +11,6 @@ from typing import Any
 import gymnasium as gym
 import stable_baselines3 as sb3
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import text_sentiment_env
 from agents import distributed
@@ -130,28 +128,3 @@ def plot_runs(logs: Mapping[str, Path], path: Path) -> None:
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     plt.close(figure)
-
-
-def show(
-    console: Console,
-    summary: Mapping[str, Any],
-    before: Sequence[Sample],
-    after: Sequence[Sample],
-) -> None:
-    """Prints the outcome."""
-    table = Table("", "before", "after", title="Mean over fresh texts")
-    for name in MEASURES:
-        if name in summary["before"]:
-            table.add_row(name, *(f"{summary[when][name]:.3f}" for when in ("before", "after")))
-    console.print(table)
-    table = Table("before", "reward", "after", "reward", title="Samples")
-    for old, new in list(zip(before, after, strict=True))[:8]:
-        cells = [(sample["text"].strip(), f"{sample['reward']:+.2f}") for sample in (old, new)]
-        table.add_row(*cells[0], *cells[1])
-    console.print(table)
-    console.print(
-        f"{summary['updates']} updates in {summary['seconds']:.0f} s,"
-        f" {summary['tokens_per_second']:.0f} tokens/s; everything is in"
-        f" {summary['arguments']['out']}",
-        highlight=False,
-    )

@@ -22,7 +22,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, cli, distributed, report
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
-from agents.display import ProbeCallback, RunDisplay
+from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
 from agents.logs import TensorBoard, TextLog
 from agents.runs import RunFolder, StopSignals
@@ -298,4 +298,4 @@ def write_results(
     report.write_samples(folder.path / "samples.md", title, *samples)
     curves = folder.path / "learning_curves.png"
     report.plot(folder.path / "progress.csv", curves, before, after)
-    report.show(console, summary, *samples)
+    show_outcome(console, summary, *samples)
