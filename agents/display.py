@@ -20,6 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from agents.callbacks import UPDATES
+from agents.logs import PROJECT
 from text_sentiment_env import SentimentModel
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -264,6 +265,11 @@ def next_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(
             [(f"tensorboard --logdir {run}", "curves, histograms and texts")]
             if arguments["tensorboard"]
+            else []
+        ),
+        *(
+            [(f"trackio show --project {PROJECT}", "curves and texts in a browser")]
+            if arguments["track"] == "trackio"
             else []
         ),
     ]

@@ -24,7 +24,7 @@ from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
-from agents.logs import TensorBoard, TextLog
+from agents.logs import TensorBoard, TextLog, Tracker
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
@@ -87,6 +87,19 @@ def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tu
         micro_batch_size=args.reinforce.micro_batch_size,
     )
     return model, f"{path.name}, update {model._n_updates}"
+
+
+def announce(
+    console: Console, model: REINFORCE, parameters: int, origin: str, args: Args, folder: RunFolder
+) -> None:
+    """Prints which model is trained on what, and where."""
+    console.print(
+        f"{args.start.model} GPT-2 ({origin}), {parameters:,} parameters,"
+        f" {model.policy.config.vocab_size} tokens, on {model.device};"
+        f" judge {args.environment.sentiment_model}; writing to {folder.path}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def measure(
@@ -186,17 +199,15 @@ def run(args: Args, stop: StopSignals) -> int:
         settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
         changes = folder.record(settings, model._n_updates if args.run.resume else None)
         parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
-        console.print(
-            f"{args.start.model} GPT-2 ({origin}), {parameters:,} parameters,"
-            f" {env.action_space.n} tokens, on {model.device};"  # type: ignore[attr-defined]
-            f" judge {args.environment.sentiment_model}; writing to {folder.path}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        announce(console, model, parameters, origin, args, folder)
+        tracker = None
+        if first and args.run.track:
+            begun = model._n_updates
+            tracker = Tracker(args.run.track, folder.path, settings, begun, console.quiet)
 
         before = measure(model, model.reference, eval_env, args, display)
         tokens, training = model.num_timesteps, time.perf_counter()
-        error = train(model, args, folder, display, judge, stop)
+        error = train(model, args, folder, display, judge, stop, tracker)
         tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
         save_to = folder.path / "gpt2"
         if error:  # its weights are not to be trusted
@@ -223,6 +234,8 @@ def run(args: Args, stop: StopSignals) -> int:
             "error": error,
         }
         write_results(folder, summary, before, after, console)
+        if tracker is not None:
+            tracker.finish(before, after)
         return status
 
 
@@ -233,6 +246,7 @@ def train(
     display: RunDisplay,
     judge: str | SentimentModel,
     stop: StopSignals,
+    tracker: Tracker | None,
 ) -> str | None:
     """Trains to --updates, or to a signal; returns the error if a number was not finite."""
     done, updates, console = model._n_updates, args.run.updates, display.console
@@ -243,6 +257,9 @@ def train(
         outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
         if args.run.tensorboard:
             outputs.append(TensorBoard(folder.path / "tensorboard", model.num_timesteps))
+        if tracker is not None:
+            outputs.append(tracker)
+        if tracker is not None or args.run.tensorboard:
             first_rank.append(TextLog(args.flat()))
     model.set_logger(Logger(str(folder.path), outputs))
 

@@ -85,7 +85,7 @@ def outcome(folder, **summary):
     file = io.StringIO()
     measures = {"episodes": 2, "reward": 0.25, "vader": -0.5, "end_rate": 0.5, "kl": 1.5}
     summary = {
-        "arguments": {"out": str(folder), "updates": 8, "tensorboard": False},
+        "arguments": {"out": str(folder), "updates": 8, "tensorboard": False, "track": None},
         **{"updates": 8, "seconds": 61.2, "tokens_per_second": 1234.5},
         **{"before": measures | {"kl": 0.0}, "after": measures},
         **summary,
@@ -113,7 +113,8 @@ def test_the_outcome_has_units_files_and_commands(tmp_path):
 
 
 def test_a_stopped_run_is_told_to_go_on_to_its_end(tmp_path):
-    arguments = {"out": str(tmp_path), "updates": 8, "tensorboard": True}
+    arguments = {"out": str(tmp_path), "updates": 8, "tensorboard": True, "track": "trackio"}
     out = outcome(tmp_path, updates=3, arguments=arguments)
     assert re.search(rf"train --out {tmp_path} --resume +#", out)
     assert f"tensorboard --logdir {tmp_path}" in out
+    assert "trackio show --project text-sentiment-env" in out

@@ -15,7 +15,7 @@ ORDER = (
     *("gpt2_config", "atomic", "sampling", "kv_cache", "packing", "cuda_graphs", "log_probs"),
     *("pretrained", "tokenizer", "gpt2", "prefix_cache", "generation", "policy"),
     *("distributed", "advantages", "hyperparameters", "checkpoint", "embedding"),
-    *("sb3_vec_env", "callbacks", "rollout", "metrics", "frontier", "evaluation", "reinforce"),
+    *("sb3_vec_env", "callbacks", "logs", "rollout", "metrics", "frontier", "evaluation", "reinforce"),
 )
 
 
