@@ -44,6 +44,8 @@ class RunArgs:
     """the start model's texts that the optimum is measured on, for runs with KL; 0: no gap to it"""
     tensorboard: bool = False
     """also log for TensorBoard, in --out"""
+    track: Literal["trackio", "wandb"] | None = None
+    """also log to trackio (local) or wandb; by the extra `track`"""
     quiet: bool = False
     """print nothing but errors"""
 
@@ -222,6 +224,7 @@ def check(args: Args) -> None:
 
     Raises:
         ValueError: naming the flag, its value and what it must be.
+        ModuleNotFoundError: for a tracker that is not installed.
     """
     run, rows = args.run, args.environment.num_envs
     cli.positive(run, "updates", "save_every", "keep", "eval_episodes")
@@ -241,3 +244,5 @@ def check(args: Args) -> None:
     cli.check_device(run.device)
     if run.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("--tensorboard: the package is missing; pip install tensorboard")
+    if run.track is not None and importlib.util.find_spec(run.track) is None:
+        raise ModuleNotFoundError(f"--track {run.track}", name=run.track)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,41 +92,52 @@ class CheckpointCallback(BaseCallback):
             self._saved = self.model._n_updates
 
 
-class AppendingCSV(KVWriter):
-    """A log of one row an update, in which a resumed run goes on behind its checkpoint's last row.
+class ResumableCSV:
+    """A CSV file of rows, in which a resumed run goes on behind its checkpoint's last row.
 
-    Columns are in alphabetical order. A row is in the file when `write` returns, where it survives a
-    kill of the program; `RunFolder.save` makes it survive a power cut.
+    A row is in the file when `append` returns, where it survives a kill of the program;
+    `RunFolder.save` makes it survive a power cut.
     """
 
-    def __init__(self, path: Path, updates: int) -> None:
-        """Keeps the rows of the first `updates` updates; a row cut off by a kill is dropped."""
-        self._path = path
-        self._columns: list[str] = []
-        self._replace([row for row in read_rows(path) if int(row[UPDATES]) <= updates])
-
-    def write(
+    def __init__(
         self,
-        key_values: dict[str, Any],
-        key_excluded: dict[str, tuple[str, ...]],
-        step: int = 0,
+        path: Path,
+        updates: int,
+        column: str = UPDATES,
+        first: Sequence[str] = (),
+        head: str = "",
     ) -> None:
-        """Appends a row."""
-        row = filter_excluded_keys(key_values, key_excluded, "csv")
-        if not row.keys() <= set(self._columns):
-            return self._replace([*read_rows(self._path), row])
+        """Keeps the rows of the first `updates` updates; a row cut off by a kill is dropped.
+
+        Args:
+            path: the file; it need not exist.
+            updates: of the checkpoint that the run goes on from, 0 for a new run.
+            column: holds each row's update.
+            first: names of the first columns; the others follow in alphabetical order.
+            head: a line above the names of the columns.
+        """
+        self._path, self._column, self._first, self._head = path, column, first, head
+        self._columns: list[str] = []
+        self._replace([row for row in read_rows(path, column) if int(row[column]) <= updates])
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows; a new column is inserted in its place, and empty in the rows before."""
+        if not {name for row in rows for name in row} <= set(self._columns):
+            return self._replace([*read_rows(self._path, self._column), *rows])
         with (
             named_errors(self._path),
             open(self._path, "a", newline="", encoding="utf-8") as file,
         ):
-            self._writer(file).writerow(row)
+            self._writer(file).writerows(rows)
 
     def _replace(self, rows: list[dict[str, Any]]) -> None:
-        self._columns = sorted({column for row in rows for column in row})
+        others = sorted({name for row in rows for name in row} - set(self._first))
+        self._columns = [*self._first, *others]
         with (
             atomic_write(self._path) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as file,
         ):
+            file.write(self._head)
             writer = self._writer(file)
             if self._columns:
                 writer.writeheader()
@@ -133,15 +146,78 @@ class AppendingCSV(KVWriter):
     def _writer(self, file: Any) -> csv.DictWriter[str]:
         return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
 
+
+def read_rows(path: Path, column: str = UPDATES) -> list[dict[str, str]]:
+    """The rows of a log that are whole, with an update in `column`: a kill may have cut off the last."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
+    if lines and lines[0].startswith("#"):
+        del lines[0]
+    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
+    whole = (row for row in rows if None not in row and None not in row.values())
+    return [row for row in whole if row.get(column, "").isdigit()]
+
+
+class AppendingCSV(KVWriter):
+    """`progress.csv`: a row an update, its columns in alphabetical order."""
+
+    def __init__(self, path: Path, updates: int) -> None:
+        """Goes on behind the row of update `updates`."""
+        self._file = ResumableCSV(path, updates)
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Appends a row."""
+        self._file.append([filter_excluded_keys(key_values, key_excluded, "csv")])
+
     def close(self) -> None:
         """Does nothing: no file stays open."""
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log that are whole: a kill may have cut off the last one."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8", "replace").splitlines(keepends=True)
-    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
-    whole = (row for row in rows if None not in row and None not in row.values())
-    return [row for row in whole if row.get(UPDATES, "").isdigit()]
+class MonitorCSV(BaseCallback):
+    """`monitor.csv`: a row an episode, as stable-baselines3's `Monitor` writes it.
+
+    `stable_baselines3.common.results_plotter` reads it. `r` is the return, `l` the tokens, `t` the
+    seconds since `t_start` in the first line, with the pauses before a resume; `update` is the update
+    that the episode was played for. The numbers of the last step's info follow.
+    """
+
+    def __init__(self, path: Path, updates: int) -> None:
+        """Goes on behind the last episode of update `updates`.
+
+        Raises:
+            ValueError: if the file's first line is not that of a `Monitor`.
+        """
+        super().__init__()
+        head = json.dumps({"t_start": time.time(), "env_id": "TextSentiment-v0"})
+        if updates and path.exists():
+            with open(path, encoding="utf-8", errors="replace") as file:
+                head = file.readline().removeprefix("#").rstrip()
+        try:
+            self._t_start = float(json.loads(head)["t_start"])
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path} is damaged: its first line is {head[:80]!r}, not that of SB3's Monitor;"
+                " move the file away to go on without it"
+            ) from None
+        first = ("r", "l", "t", "update")
+        self._file = ResumableCSV(path, updates, "update", first, f"#{head}\n")
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        episodes = self.locals["episodes"]
+        returns, lengths = episodes.rewards.sum(1).tolist(), episodes.mask.sum(1).tolist()
+        names, update = episodes.numbers(), self.model._n_updates + 1
+        rows = []
+        for r, n, info in zip(returns, lengths, episodes.infos, strict=True):
+            t = round(time.time() - self._t_start, 6)  # grows within a batch: SB3 sorts by it
+            row = {"r": round(r, 6), "l": n, "t": t, "update": update}
+            rows.append(row | {name: info[name] for name in names})
+        self._file.append(rows)

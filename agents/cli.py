@@ -36,6 +36,7 @@ EXTRAS = {
     **dict.fromkeys(("ray", "sb3_contrib", "tensordict", "torchrl", "skrl", "tianshou"), "plug"),
     **dict.fromkeys(("accelerate", "datasets", "trl"), "plug"),
     **dict.fromkeys(("openenv", "uvicorn", "fastapi"), "openenv"),
+    **dict.fromkeys(("trackio", "wandb"), "track"),
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter
 
 from agents.callbacks import UPDATES
+from agents.logs import PROJECT
+from agents.report import measure_rows
 from text_sentiment_env import SentimentModel
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -35,6 +39,18 @@ ROWS = (
     ("length, tokens", "rollout/length", ".1f"),
     ("distinct texts", "rollout/distinct_texts", ".1%"),
     ("tokens a second", "time/fps", ",.0f"),
+)
+# What a run leaves in its folder.
+FILES = (
+    ("report.html", "the run on one page, for a browser"),
+    ("samples.md", "texts before and after, side by side"),
+    ("evaluation.png", "the texts' rewards, lengths and second judge"),
+    ("learning_curves.png", "reward, KL and the like by update"),
+    ("progress.csv", "everything logged, by update"),
+    ("monitor.csv", "every text's reward and length, for SB3's plotters"),
+    ("summary.json", "arguments, versions, measures before and after"),
+    ("gpt2", "the trained model, for transformers and for agents.GPT2"),
+    ("checkpoint.zip", "everything needed to go on"),
 )
 
 
@@ -190,3 +206,65 @@ def coloured(tokens: Sequence[str], judge: SentimentModel) -> Text:
         style = f"rgb({red_green[0]},{red_green[1]},80)" if abs(change) > 0.05 else ""
         text.append(token.replace("\n", " "), style)
     return text
+
+
+def show_outcome(
+    console: Console,
+    summary: Mapping[str, Any],
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> None:
+    """Prints measures and texts before and after, where everything is, and commands to go on with.
+
+    Args:
+        console: where to print.
+        summary: the content of summary.json.
+        before, after: samples of `agents.evaluation.evaluate`, with `text` and `reward`.
+    """
+    columns = ["before", "after", *(["optimum"] if "optimum" in summary else [])]
+    table = Table(title=f"Means over {summary['after']['episodes']} fresh texts")
+    table.add_column()
+    for column in columns:
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    for row in measure_rows(summary):
+        table.add_row(row.title, *(getattr(row, column) for column in columns), row.unit)
+    samples = Table("reward", "before", "reward", "after", title="The first texts of each")
+    for pair in list(zip(before, after, strict=True))[:8]:
+        cells = [(f"{sample['reward']:+.2f}", Text(sample["text"].strip())) for sample in pair]
+        samples.add_row(*cells[0], *cells[1])
+    console.print(table, samples)
+    folder, commands = Path(summary["arguments"]["out"]), next_commands(summary)
+    width = max(len(command) for command, _ in commands)
+    lines = [
+        f"{summary['updates']} updates in {summary['seconds']:.0f} s,"
+        f" {summary['tokens_per_second']:,.0f} tokens/s.",
+        f"\nEverything is in {folder}:",
+        *(f"  {name:20s} {what}" for name, what in FILES if (folder / name).exists()),
+        "\nWhat to do next:",
+        *(f"  {command:{width}s}  # {what}" for command, what in commands),
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def next_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Commands to paste after a run, and what each does."""
+    arguments = summary["arguments"]
+    run, updates = shlex.quote(arguments["out"]), arguments["updates"]
+    more = "" if summary["updates"] < updates else f" --updates {2 * updates}"
+    return [
+        (f'python -m agents generate {run} "the movie" -n 5', "write texts"),
+        (f"python -m agents evaluate {run}", "1,000 texts: intervals, best and worst"),
+        (f"python -m agents play {run}", "write a text by hand"),
+        (f"python -m agents train --out {run} --resume{more}", "go on training"),
+        *(
+            [(f"tensorboard --logdir {run}", "curves, histograms and texts")]
+            if arguments["tensorboard"]
+            else []
+        ),
+        *(
+            [(f"trackio show --project {PROJECT}", "curves and texts in a browser")]
+            if arguments["track"] == "trackio"
+            else []
+        ),
+    ]

@@ -27,10 +27,8 @@ def rollout_metrics(episodes: Episodes) -> dict[str, float]:
     if all("length" in info for info in infos):
         ended = [n > info["length"] for n, info in zip(lengths, infos, strict=True)]
         metrics["end_rate"] = np.mean(ended)
-    numbers = (int, float, np.number)
-    for name in infos[0]:
-        if all(isinstance(info.get(name), numbers) for info in infos) and "." not in name:
-            metrics[name] = np.mean([info[name] for info in infos])
+    for name in episodes.numbers():
+        metrics[name] = np.mean([info[name] for info in infos])
     return {name: float(value) for name, value in metrics.items()}
 
 

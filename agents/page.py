@@ -111,8 +111,8 @@ def _extremes(samples: Sequence[Sample]) -> list[list[dict[str, Any]]]:
     counts = Counter(sample["text"] for sample in samples)
     distinct = {sample["text"]: sample for sample in samples}.values()
     ranked = sorted(distinct, key=lambda sample: -sample["reward"])
-    counted: list[Sample] = [{**sample, "count": counts[sample["text"]]} for sample in ranked]
-    return counted[:EXTREMES], counted[::-1][:EXTREMES]
+    counted = [{**sample, "count": counts[sample["text"]]} for sample in ranked]
+    return [counted[:EXTREMES], counted[::-1][:EXTREMES]]
 
 
 def _coloured(sample: Sample, judge: SentimentModel) -> dict[str, Any]:

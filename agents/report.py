@@ -15,8 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import stable_baselines3 as sb3
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import text_sentiment_env
 from agents import distributed
@@ -183,28 +181,3 @@ def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
             before, after, best = (value(x, name, form) for x in ("before", "after", "optimum"))
             rows.append(MeasureRow(name, title, before, after, best, unit))
     return rows
-
-
-def show(
-    console: Console,
-    summary: Mapping[str, Any],
-    before: Sequence[Sample],
-    after: Sequence[Sample],
-) -> None:
-    """Prints the outcome."""
-    columns = ("before", "after", *(["optimum"] if "optimum" in summary else []), "unit")
-    table = Table("", *columns, title="Mean over fresh texts")
-    for row in measure_rows(summary):
-        table.add_row(row.title, *(getattr(row, column) for column in columns))
-    console.print(table)
-    table = Table("before", "reward", "after", "reward", title="Samples")
-    for old, new in list(zip(before, after, strict=True))[:8]:
-        cells = [(sample["text"].strip(), f"{sample['reward']:+.2f}") for sample in (old, new)]
-        table.add_row(*cells[0], *cells[1])
-    console.print(table)
-    console.print(
-        f"{summary['updates']} updates in {summary['seconds']:.0f} s,"
-        f" {summary['tokens_per_second']:.0f} tokens/s; everything is in"
-        f" {summary['arguments']['out']}",
-        highlight=False,
-    )

@@ -35,6 +35,15 @@ class Episodes:
         starts = range(own.start, own.stop, size)
         return [slice(first, min(first + size, own.stop)) for first in starts]
 
+    def numbers(self) -> list[str]:
+        """The names of the infos that are a number in every row."""
+        kinds = (int, float, np.number)
+        return [
+            name
+            for name in self.infos[0]
+            if "." not in name and all(isinstance(info.get(name), kinds) for info in self.infos)
+        ]
+
     def gather(self) -> Episodes:
         """The whole batch, of which each rank holds its own rows."""
         infos = [info for infos in distributed.gather_objects(self.infos) for info in infos]

@@ -82,11 +82,12 @@ class RunFolder:
     def save(self, model: REINFORCE, keep: int) -> None:
         """Writes a checkpoint and keeps the last `keep`; all ranks must call this.
 
-        The new one is whole before an old one moves: a kill at any point loses none of them. The log is
-        flushed first, so that it holds a row for every update of the checkpoint.
+        The new one is whole before an old one moves: a kill at any point loses none of them. The logs
+        are flushed first, so that they hold a row for every update of the checkpoint.
         """
-        if distributed.rank() == 0 and (log := self.path / "progress.csv").exists():
-            sync_file(log)
+        for name in ("progress.csv", "monitor.csv") if distributed.rank() == 0 else ():
+            if (log := self.path / name).exists():
+                sync_file(log)
         model.save(self._incoming)
         if distributed.rank() == 0:
             self._rotate(keep)

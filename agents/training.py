@@ -9,16 +9,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
 from rich.console import Console
-from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import KVWriter, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import KVWriter, Logger
 
 from agents import (
     GPT2,
@@ -33,10 +33,11 @@ from agents import (
     report,
 )
 from agents.arguments import Args, EnvironmentArgs, parse_arguments
-from agents.callbacks import AppendingCSV, CheckpointCallback
-from agents.display import ProbeCallback, RunDisplay
+from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
+from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
 from agents.frontier import Frontier, start_frontier
+from agents.logs import TensorBoard, TextLog, Tracker
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
@@ -102,87 +103,83 @@ def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tu
     return model, f"{path.name}, update {model._n_updates}"
 
 
-def whole_policy(model: REINFORCE, gpt2: GPT2) -> GPT2Policy:
-    """A policy with the weights of `gpt2`, on the first rank; every rank calls this."""
-    weights = distributed.full_state_dict(gpt2.state_dict())
-    with torch.random.fork_rng(devices=[]):
-        policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
-    if distributed.rank() == 0:
-        policy.gpt2.load_state_dict(weights)
-    return policy
+@dataclass
+class Evaluator:
+    """Measures texts of a model; every rank calls it, the first one measures.
 
+    Attributes:
+        args: the command line.
+        env: whose rows are played.
+        display: shows the progress.
+        frontier: what KL can buy from the start model; None for a run without KL.
+    """
 
-def measure_start(
-    model: REINFORCE, env: SB3VecEnv, args: Args, display: RunDisplay, folder: RunFolder
-) -> Frontier | None:
-    """What KL can buy from the start model, on the first rank; None for a run without KL."""
-    n = args.run.start_episodes
-    if not (args.reinforce.kl_coef and n):
-        return None
-    policy, frontier = whole_policy(model, model.reference), None
-    if distributed.rank() == 0:
-        cache = folder.path / "start_texts.npz"
-        with display.status("measuring the start model") as progress:
-            frontier = start_frontier(policy, env, n, 0, second_judges(args), cache, progress)
-    distributed.wait()
-    return frontier
+    args: Args
+    env: SB3VecEnv
+    display: RunDisplay
+    frontier: Frontier | None = None
 
+    def measure_start(self, model: REINFORCE, folder: RunFolder) -> None:
+        """Measures many texts of the start model, or reads them from the run's folder."""
+        n = self.args.run.start_episodes
+        if not (self.args.reinforce.kl_coef and n):
+            return
+        policy = self._whole_policy(model, model.reference)
+        if distributed.rank() == 0:
+            cache = folder.path / "start_texts.npz"
+            judges = second_judges(self.args)
+            with self.display.status("measuring the start model") as progress:
+                self.frontier = start_frontier(policy, self.env, n, 0, judges, cache, progress)
+        distributed.wait()
 
-def optimum_of(frontier: Frontier | None, kl_coef: float) -> dict[str, dict[str, float]]:
-    """The measures of the best policy at this KL weight, as an entry of the summary."""
-    if frontier is None:
-        return {}
-    point = frontier.optimum(kl_coef)
-    own = {"kl": point.kl, "gap": 0.0, "effective_samples": point.effective_samples}
-    return {"optimum": point.means | own}
+    def measure(self, model: REINFORCE, gpt2: GPT2, save_to: Path | None = None) -> dict[str, Any]:
+        """Measures of fresh texts of `gpt2`; saves it before, if asked to."""
+        policy = self._whole_policy(model, gpt2)
+        if distributed.rank() == 0 and save_to is not None:
+            policy.gpt2.save_pretrained(save_to)
+        with self.display.status("evaluating") as progress:
+            return evaluate(
+                policy,
+                model.reference,
+                self.env,
+                self.args.run.eval_episodes,
+                seed=1000,
+                judges=second_judges(self.args),
+                progress=progress,
+                frontier=self.frontier,
+                kl_coef=self.args.reinforce.kl_coef,
+            )
 
+    def optimum(self) -> dict[str, dict[str, float]]:
+        """The measures of the best policy at this KL weight, as an entry of the summary."""
+        if self.frontier is None:
+            return {}
+        point = self.frontier.optimum(self.args.reinforce.kl_coef)
+        own = {"kl": point.kl, "gap": 0.0, "effective_samples": point.effective_samples}
+        return {"optimum": point.means | own}
 
-def measure(
-    model: REINFORCE,
-    gpt2: GPT2,
-    env: SB3VecEnv,
-    args: Args,
-    display: RunDisplay,
-    frontier: Frontier | None,
-    save_to: Path | None = None,
-) -> dict[str, Any]:
-    """Measures of fresh texts of `gpt2`, on the first rank; saves it before, if asked to."""
-    policy = whole_policy(model, gpt2)
-    if distributed.rank() == 0 and save_to is not None:
-        policy.gpt2.save_pretrained(save_to)
-    with display.status("evaluating") as progress:
-        return evaluate(
-            policy,
-            model.reference,
-            env,
-            args.run.eval_episodes,
-            seed=1000,
-            judges=second_judges(args),
-            progress=progress,
-            frontier=frontier,
-            kl_coef=args.reinforce.kl_coef,
-        )
+    def _whole_policy(self, model: REINFORCE, gpt2: GPT2) -> GPT2Policy:
+        """A policy with the weights of `gpt2`, on the first rank."""
+        weights = distributed.full_state_dict(gpt2.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            policy = GPT2Policy(**model.policy._get_constructor_parameters()).to(model.device)
+        if distributed.rank() == 0:
+            policy.gpt2.load_state_dict(weights)
+        return policy
 
 
 def measure_last_good(
-    args: Args,
-    envs: tuple[SB3VecEnv, SB3VecEnv],
-    device: str,
-    folder: RunFolder,
-    display: RunDisplay,
-    frontier: Frontier | None,
+    args: Args, env: SB3VecEnv, device: str, folder: RunFolder, evaluator: Evaluator
 ) -> tuple[REINFORCE, dict[str, Any]]:
     """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
 
     Weights may be finite, and their logits not: such checkpoints are set aside.
     """
-    env, eval_env = envs
     while True:
         model, _ = load_model(args, env, device, folder)
         measures, error = {}, None
         try:
-            gpt2, save_to = model.policy.gpt2, folder.exported
-            measures = measure(model, gpt2, eval_env, args, display, frontier, save_to)
+            measures = evaluator.measure(model, model.policy.gpt2, folder.exported)
         except FloatingPointError as raised:
             error = raised
         if not any(distributed.gather_objects(error is not None)):
@@ -246,45 +243,46 @@ def run(args: Args, stop: StopSignals) -> int:
             rows = args.environment.num_envs
             env = make_env(args.environment, judge, rows // distributed.world_size())
             eval_env = make_env(args.environment, judge, rows) if first else env
+            evaluator = Evaluator(args, eval_env, display)
             model, origin = load_model(args, env, device, folder)
         settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
         resumed_at = model._n_updates if args.run.resume else None
         changes = folder.record(settings, resumed_at)
         console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)
-        frontier = measure_start(model, eval_env, args, display, folder)
-        before = measure(model, model.reference, eval_env, args, display, frontier)
-        tokens, training = model.num_timesteps, time.perf_counter()
-        error = train(model, args, folder, display, judge, stop)
-        tokens, seconds = model.num_timesteps - tokens, time.perf_counter() - training
-        if error:  # its weights are not to be trusted
-            envs = env, eval_env
-            model, after = measure_last_good(args, envs, device, folder, display, frontier)
+        tracker = None
+        if first and args.run.track:
+            begun = model._n_updates
+            tracker = Tracker(args.run.track, folder.path, settings, begun, console.quiet)
+        evaluator.measure_start(model, folder)
+        before = evaluator.measure(model, model.reference)
+        trained = train(model, args, folder, display, judge, stop, tracker)
+        if trained.error:  # its weights are not to be trusted
+            model, after = measure_last_good(args, env, device, folder, evaluator)
         else:
-            gpt2, save_to = model.policy.gpt2, folder.exported
-            after = measure(model, gpt2, eval_env, args, display, frontier, save_to)
-        status = 1 if error else max(distributed.gather_objects(stop.status))
+            after = evaluator.measure(model, model.policy.gpt2, folder.exported)
+        status = 1 if trained.error else max(distributed.gather_objects(stop.status))
         if not first:
             return status
         folder.remove_old(args.run.keep)  # a run that was killed may have left more
         summary = {
             "arguments": settings | {"out": str(folder.path)},
             "changes": changes,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "resumed_at": resumed_at,
-            "versions": report.versions(),
-            "hardware": report.hardware(model.device),
-            "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
-            "updates": model._n_updates,
-            "episodes": model._episode_num,
-            "tokens": model.num_timesteps,
-            "seconds": round(seconds, 2),  # of this call's training alone
-            "total_seconds": round(time.perf_counter() - began, 2),
-            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-            "error": error,
-            **optimum_of(frontier, args.reinforce.kl_coef),
+            **measured(model, trained, began),
+            **evaluator.optimum(),
         }
         write_results(folder, summary, before, after, judge, console)
+        if tracker is not None:
+            tracker.finish(before, after)
         return status
+
+
+class Trained(NamedTuple):
+    """What `train` did."""
+
+    tokens: int
+    seconds: float
+    error: str | None  # if a number was not finite
 
 
 def train(
@@ -294,14 +292,22 @@ def train(
     display: RunDisplay,
     judge: str | SentimentModel,
     stop: StopSignals,
-) -> str | None:
-    """Trains to --updates, or to a signal; returns the error if a number was not finite."""
+    tracker: Tracker | None,
+) -> Trained:
+    """Trains to --updates, to a signal, or until a number is not finite."""
+    tokens, began, error = model.num_timesteps, time.perf_counter(), None
     done, updates, console = model._n_updates, args.run.updates, display.console
     outputs: list[KVWriter] = []
+    first_rank: list[BaseCallback] = []
     if distributed.rank() == 0:
+        first_rank.append(MonitorCSV(folder.path / "monitor.csv", done))
         outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
         if args.run.tensorboard:
-            outputs.append(TensorBoardOutputFormat(str(folder.path / "tensorboard")))
+            outputs.append(TensorBoard(folder.path / "tensorboard", model.num_timesteps))
+        if tracker is not None:
+            outputs.append(tracker)
+        if tracker is not None or args.run.tensorboard:
+            first_rank.append(TextLog(args.flat()))
     model.set_logger(Logger(str(folder.path), outputs))
 
     def request_stop() -> None:
@@ -319,7 +325,7 @@ def train(
             with stop.deferred(request_stop), display.training(done, updates):
                 model.learn(
                     updates * args.environment.num_envs * args.environment.max_tokens,
-                    CallbackList([save, probe]),
+                    CallbackList([save, probe, *first_rank]),
                     reset_num_timesteps=not args.run.resume,
                     total_updates=updates - done,
                 )
@@ -327,14 +333,31 @@ def train(
                 console.print(
                     f"stopped after {model._n_updates} updates; --resume goes on from there"
                 )
-        return None
-    except FloatingPointError as error:
+    except FloatingPointError as raised:
         # This batch's random numbers are spent: the last checkpoint stays as it is.
+        error = str(raised)
         if distributed.rank() == 0:
             print(f"error: {error}", file=sys.stderr)
-        return str(error)
     finally:
         model.logger.close()
+    return Trained(model.num_timesteps - tokens, time.perf_counter() - began, error)
+
+
+def measured(model: REINFORCE, trained: Trained, began: float) -> dict[str, Any]:
+    """Where, with what and how long the run ran, for the summary."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": report.versions(),
+        "hardware": report.hardware(model.device),
+        "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
+        "updates": model._n_updates,
+        "episodes": model._episode_num,
+        "tokens": model.num_timesteps,
+        "seconds": round(trained.seconds, 2),  # of this call's training alone
+        "total_seconds": round(time.perf_counter() - began, 2),
+        "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
+        "error": trained.error,
+    }
 
 
 def write_results(
@@ -355,6 +378,6 @@ def write_results(
     )
     samples = before["samples"], after["samples"]
     report.write_samples(folder.path, title, *samples)
-    model_card.write(folder.path / "gpt2", summary)
+    model_card.write(folder.exported, summary)
     page.write(folder.path, load_sentiment_model(judge) if isinstance(judge, str) else judge)
-    report.show(console, summary, *samples)
+    show_outcome(console, summary, *samples)

@@ -98,6 +98,14 @@ def test_tensorboard_must_be_installed(monkeypatch, capsys):
     assert "pip install tensorboard" in fails(capsys, "--tensorboard")
 
 
+@pytest.mark.parametrize("package", ["trackio", "wandb"])
+def test_a_tracker_must_be_installed(package, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    line = fails(capsys, "--track", package)
+    assert line == f'error: {package} is missing: pip install -e ".[track]" brings it'
+    assert "--track" in fails(capsys, "--track", "mlflow")
+
+
 # ------------------------------------------------------------------------------------------- resume
 
 
@@ -121,12 +129,12 @@ def test_resume_finds_the_latest_run(tmp_path):
 CHANGES = {
     **{"updates": "999", "save_every": "7", "keep": "3", "eval_episodes": "5", "device": "cpu"},
     **{"parallel": "fsdp", "micro_batch_size": "4", "tensorboard": None, "quiet": None},
-    "start_episodes": "9",
+    **{"start_episodes": "9", "track": "trackio"},
 }
 
 
-def test_flags_of_the_run_may_change(tmp_path):
-    pytest.importorskip("tensorboard")
+def test_flags_of_the_run_may_change(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     assert CHANGES.keys() | {"out", "resume"} == RESUMABLE
     make_run(tmp_path / "run")
     argv = ["--out", str(tmp_path / "run"), "--resume"]

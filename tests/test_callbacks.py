@@ -1,6 +1,7 @@
 """Progress bar, checkpoints, and the log of a run, which survives kills and is continued."""
 
 import csv
+import time
 
 import pytest
 from reinforce_helpers import make_model
@@ -10,7 +11,9 @@ from agents.callbacks import (
     UPDATES,
     AppendingCSV,
     CheckpointCallback,
+    MonitorCSV,
     ProgressBar,
+    ResumableCSV,
     add_progress_bar,
     read_rows,
 )
@@ -74,6 +77,43 @@ def test_a_row_is_in_the_file_when_write_returns(tmp_path):
     for n, row in enumerate(ROWS):
         log.write(row, {})
         assert len(read_rows(tmp_path / "a.csv")) == n + 1
+
+
+def test_first_columns_and_a_head_stay_where_they_are(tmp_path):
+    path = tmp_path / "a.csv"
+    rows = [{"l": n, "r": n / 4, "update": n} for n in (1, 1, 2)]
+    log = ResumableCSV(path, 0, "update", ("r", "l", "update"), "#head\n")
+    assert path.read_text() == "#head\nr,l,update\n"
+    log.append(rows)
+    log.append([rows[0] | {"b": 5, "a": 6}])
+    assert path.read_text().splitlines()[:2] == ["#head", "r,l,update,a,b"]
+    ResumableCSV(path, 1, "update", ("r", "l", "update"), "#head\n")
+    assert path.read_text() == "#head\nr,l,update,a,b\n0.25,1,1,,\n0.25,1,1,,\n0.25,1,1,6,5\n"
+
+
+def test_the_episodes_of_a_resumed_run_keep_their_clock(tmp_path):
+    path = tmp_path / "monitor.csv"
+    path.write_text('#{"t_start": 5.0, "env_id": "TextSentiment-v0"}\nr,l,t,update\n1,2,3,1\n')
+    model = make_model()
+    model._n_updates = 1
+    model.learn(10**6, MonitorCSV(path, 1), total_updates=1)
+    head, _, first, *others = path.read_text().splitlines()
+    assert head == '#{"t_start": 5.0, "env_id": "TextSentiment-v0"}'
+    assert first.startswith("1,2,3,1,")
+    assert len(others) == model.n_envs
+    times = [float(row["t"]) for row in read_rows(path, "update")]
+    assert times == sorted(times)
+    assert times[1] == pytest.approx(time.time() - 5, abs=600)
+
+
+@pytest.mark.parametrize("head", ["", "r,l,t", "#", "#{}", "#[]", '#{"t_start": "x"}'])
+def test_a_monitor_file_without_its_head_is_named(tmp_path, head):
+    path = tmp_path / "monitor.csv"
+    path.write_text(f"{head}\nr,l,t,update\n")
+    with pytest.raises(ValueError, match=r"monitor.csv is damaged: .* move the file away"):
+        MonitorCSV(path, 1)
+    MonitorCSV(path, 0)  # a new run starts a new one
+    assert path.read_text().startswith('#{"t_start": ')
 
 
 def test_checkpoints_are_saved_every_so_often_and_at_the_end():

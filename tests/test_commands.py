@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import torch
 
 from agents import GPT2, REINFORCE
 from agents.__main__ import main
+from agents.arguments import parse_arguments
 from agents.commands import Play, load_models
 from agents.generation import generate_text, vocabulary_of
 
@@ -35,6 +37,26 @@ def runs(tmp_path_factory):
     for seed in ("0", "1"):
         assert main(["train", *SMALL, "--out", str(folder / seed), "--seed", seed]) == 0
     return folder
+
+
+def test_a_run_ends_with_commands_that_can_be_pasted(runs, tmp_path, capsys):
+    out = tmp_path / "my run"
+    assert main(["train", *SMALL, "--no-quiet", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    _, _, there = printed.partition("Everything is in ")
+    there, _, to_do = there.partition("What to do next:\n")
+    listed = {line.split()[0] for line in there.splitlines()[1:] if line}
+    assert {"samples.md", "progress.csv", "monitor.csv", "gpt2", "checkpoint.zip"} <= listed
+    assert all((out / name).exists() for name in listed)
+    commands = [shlex.split(line, comments=True) for line in to_do.splitlines()]
+    names = [command[3] for command in commands]
+    assert names == ["generate", "evaluate", "play", "train"]
+    assert main(commands[0][3:]) == 0
+    texts = lines(capsys)
+    assert len(texts) == 5
+    assert all(text.startswith("the movie") for text in texts)
+    args = parse_arguments(commands[-1][4:])
+    assert (args.run.out, args.run.resume, args.run.updates) == (str(out), True, 4)
 
 
 def lines(capsys):

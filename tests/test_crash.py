@@ -97,8 +97,9 @@ def contents(folder):
             with zipfile.ZipFile(path) as archive:
                 result[name] = {member: archive.read(member) for member in archive.namelist()}
         elif path.suffix == ".csv":
-            rows = list(csv.reader(path.read_text("utf-8").splitlines()))
-            timed = [c for c in rows[0] if c.startswith("time/") and "total" not in c]
+            lines = path.read_text("utf-8").splitlines()
+            rows = list(csv.reader(line for line in lines if not line.startswith("#")))
+            timed = [c for c in rows[0] if c == "t" or (c.startswith("time/") and "total" not in c)]
             assert timed
             kept = [i for i, column in enumerate(rows[0]) if column not in timed]
             result[name] = [rows[0], *([row[i] for i in kept] for row in rows)]

@@ -1,13 +1,14 @@
 """A run in the terminal and without one."""
 
 import io
+import re
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from agents.callbacks import UPDATES
-from agents.display import RunDisplay, coloured, contributions, sparkline
+from agents.display import RunDisplay, coloured, contributions, show_outcome, sparkline
 
 LOG = {
     "rollout/ep_rew_mean": 0.5,
@@ -86,3 +87,42 @@ def test_contributions_add_up_to_what_was_written(prompt):
 def test_sparklines(values, expected):
     assert sparkline(values) == expected
     assert len(sparkline(range(1000))) == 40
+
+
+def outcome(folder, **summary):
+    file = io.StringIO()
+    measures = {"episodes": 2, "reward": 0.25, "vader": -0.5, "end_rate": 0.5, "kl": 1.5}
+    summary = {
+        "arguments": {"out": str(folder), "updates": 8, "tensorboard": False, "track": None},
+        **{"updates": 8, "seconds": 61.2, "tokens_per_second": 1234.5},
+        **{"before": measures | {"kl": 0.0}, "after": measures},
+        **summary,
+    }
+    samples = [{"text": " [bold] film", "reward": 0.25}] * 2
+    show_outcome(Console(file=file, width=100), summary, samples, samples)
+    return file.getvalue()
+
+
+def test_the_outcome_has_units_files_and_commands(tmp_path):
+    (tmp_path / "samples.md").touch()
+    out = outcome(tmp_path)
+    for row in (
+        r"reward +│ \+0.250 │ \+0.250 │ a text",
+        r"VADER, a second judge +│ -0.500 ",
+        r"KL to the start model +│ +0.00 │ +1.50 │ nats a text",
+        r"by themselves +│ +50.0% │ +50.0% │ share",
+    ):
+        assert re.search(row, out), row
+    assert "[bold] film" in out  # no markup
+    assert "samples.md" in out
+    assert "progress.csv" not in out
+    assert f"train --out {tmp_path} --resume --updates 16" in out
+    assert "tensorboard" not in out
+
+
+def test_a_stopped_run_is_told_to_go_on_to_its_end(tmp_path):
+    arguments = {"out": str(tmp_path), "updates": 8, "tensorboard": True, "track": "trackio"}
+    out = outcome(tmp_path, updates=3, arguments=arguments)
+    assert re.search(rf"train --out {tmp_path} --resume +#", out)
+    assert f"tensorboard --logdir {tmp_path}" in out
+    assert "trackio show --project text-sentiment-env" in out

@@ -350,13 +350,15 @@ def test_example_under_torchrun_writes_everything_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("update    2/2") == 1
     assert {
-        "arguments.json", "checkpoint-1.zip", "checkpoint.zip", "gpt2", "learning_curves.png", "progress.csv", "samples.md",
+        "arguments.json", "checkpoint-1.zip", "checkpoint.zip", "gpt2", "learning_curves.png", "monitor.csv",
+        "progress.csv", "samples.md",
         "summary.json",
     } == {p.name for p in out.iterdir()}  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["hardware"]["processes"] == 2
     assert summary["episodes"] == 8
     assert len((out / "progress.csv").read_text().splitlines()) == 1 + 2
+    assert len((out / "monitor.csv").read_text().splitlines()) == 2 + 8  # once, of both ranks
     model = REINFORCE.load(out / "checkpoint.zip")
     assert model._n_updates == 2
     assert model.num_timesteps == summary["tokens"]

@@ -1,6 +1,8 @@
 """The packages' layout: who may import whom, and how long a file or a function may be."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,16 @@ ORDER = (
     *("gpt2_config", "atomic", "sampling", "kv_cache", "packing", "cuda_graphs", "log_probs"),
     *("pretrained", "tokenizer", "gpt2", "prefix_cache", "generation", "policy"),
     *("distributed", "advantages", "hyperparameters", "checkpoint", "embedding"),
-    *("sb3_vec_env", "callbacks", "rollout", "metrics", "frontier", "evaluation", "reinforce"),
+    *(
+        "sb3_vec_env",
+        "callbacks",
+        "logs",
+        "rollout",
+        "metrics",
+        "frontier",
+        "evaluation",
+        "reinforce",
+    ),
 )
 
 
@@ -91,6 +102,24 @@ def test_agents_import_only_downward(name):
 
 def test_distributed_knows_no_other_module():
     assert GRAPH["agents.distributed"] == set()
+
+
+# Packages that are imported where they are used, because they take long or may be missing.
+LATE = {
+    *("matplotlib", "pandas", "transformers", "vaderSentiment", "tiktoken", "huggingface_hub"),
+    *("torch.distributed.fsdp", "torch._dynamo", "torch._inductor", "trackio", "wandb"),
+}
+
+
+@pytest.mark.parametrize("module", ["agents.__main__", "agents.training"])
+def test_importing_the_agent_loads_no_package_that_can_wait(module):
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {*done.stdout.split()}
+    assert {module, "torch", "stable_baselines3"} <= loaded
+    assert not LATE & loaded
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

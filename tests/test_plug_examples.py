@@ -131,7 +131,11 @@ def test_only_gpt2s_have_a_pretrained_start(capsys):
 # ---------------------------------------------------------------------------------- command lines
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("sb3_contrib", "torchrl", "tensordict", "ray", "tensorboard", "datasets")
+EXTRAS = (
+    *("sb3_contrib", "torchrl", "tensordict", "ray", "tensorboard", "datasets", "pandas", "trl"),
+    *("accelerate", "skrl", "tianshou", "openenv", "uvicorn", "fastapi", "rl_zoo3", "sbx"),
+    *("trackio", "wandb", "nbclient", "nbformat", "hypothesis", "pytest"),
+)
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
     for path in [*(ROOT / "examples").glob("*.py"), ROOT / "examples/train_judge/train_judge.py"]

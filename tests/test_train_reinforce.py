@@ -8,11 +8,13 @@ import time
 import zipfile
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 
 from agents import GPT2, REINFORCE, training
+from agents.callbacks import read_rows
 from agents.frontier import Frontier
 from agents.runs import RunFolder
 
@@ -44,6 +46,12 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
+def episodes(out):
+    """The rows of monitor.csv without their times."""
+    read = read_rows(out / "monitor.csv", "update")
+    return [{name: value for name, value in row.items() if name != "t"} for row in read]
+
+
 def tensors(out):
     with zipfile.ZipFile(out / "checkpoint.zip") as archive:
         return {n: archive.read(n) for n in archive.namelist() if n.endswith(".safetensors")}
@@ -65,8 +73,8 @@ def no_drawing(finished, monkeypatch):
 def test_writes_everything(finished):
     assert {
         "arguments.json", "checkpoint.zip", "checkpoint-1.zip", "evaluation.png", "gpt2",
-        "learning_curves.png", "progress.csv", "report.html", "samples.jsonl", "samples.md",
-        "start_texts.npz", "summary.json",
+        "learning_curves.png", "monitor.csv", "progress.csv", "report.html", "samples.jsonl",
+        "samples.md", "start_texts.npz", "summary.json",
     } == {p.name for p in finished.iterdir()}  # fmt: skip
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["updates"] == 4
@@ -116,6 +124,30 @@ def test_the_saved_model_is_the_policy(finished):
     assert gpt2.token_ids == list(policy.config.token_ids)
 
 
+def test_the_plotters_of_sb3_read_a_run(finished):
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from stable_baselines3.common.monitor import load_results
+    from stable_baselines3.common.results_plotter import X_TIMESTEPS, plot_results, ts2xy
+
+    table = load_results(str(finished))
+    assert [*table][1:5] == ["r", "l", "t", "update"]
+    assert {"sentiment", "length", "length_penalty"} < {*table}
+    tokens, returns = ts2xy(table, X_TIMESTEPS)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert tokens[-1] == summary["tokens"]
+    assert len(returns) == summary["episodes"]
+    assert ((table.t >= 0) & (table.t < 600)).all()
+    for row in rows(finished):
+        batch = table[table["update"] == int(row["train/n_updates"])]
+        assert batch.r.mean() == pytest.approx(float(row["rollout/ep_rew_mean"]), abs=1e-6)
+        assert batch.sentiment.mean() == pytest.approx(float(row["rollout/sentiment"]))
+    header = json.loads((finished / "monitor.csv").read_text().splitlines()[0][1:])
+    assert header.keys() == {"t_start", "env_id"}
+    plot_results([str(finished)], None, X_TIMESTEPS, "a run")
+    plt.close("all")
+
+
 def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
     """Killed behind the checkpoint of update 3 with a log that is further on."""
     save = RunFolder.save
@@ -134,6 +166,7 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, monkeypatch):
         for out in (tmp_path / "run", finished)
     ]
     assert timeless[0] == timeless[1]
+    assert episodes(tmp_path / "run") == episodes(finished)
     summaries = [
         json.loads((out / "summary.json").read_text()) for out in (tmp_path / "run", finished)
     ]
@@ -336,7 +369,7 @@ def test_a_half_written_row_does_not_block_resuming(tmp_path):
     assert list(rows(out)[0]) == sorted(rows(out)[0])
 
 
-@pytest.mark.parametrize("name", ["arguments.json", "progress.csv", "summary.json", "samples.md"])
+@pytest.mark.parametrize("name", ["arguments.json", "progress.csv", "monitor.csv", "summary.json"])
 def test_a_kill_while_a_file_is_replaced_leaves_the_old_one(name, tmp_path, monkeypatch):
     out = tmp_path / "run"
     assert run(out, "--updates", "2") == 0
