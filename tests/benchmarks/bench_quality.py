@@ -74,30 +74,25 @@ class Meter:
 
     Attributes:
         points: a dict for each measurement: `seconds` of training, `tokens` written, and `MEASURES`.
-        start_up: seconds from the start of the process to the first update, without this meter's own.
+        start_up: seconds from the start of the process to the first update.
     """
 
     def __init__(self, preset: Args, settings: Mapping[str, Any], launched: float) -> None:
         """`launched`: when the process was started, on the same clock."""
         self.now = CLOCKS[settings["clock"]]
-        began = self.now()
-        judge = preset.environment.sentiment_model
-        self.env = make_env(preset.environment, judge, preset.environment.num_envs)
-        self.reference = start_model(preset).requires_grad_(False)
-        self.policy = GPT2Policy(
-            self.env.observation_space,
-            self.env.action_space,
-            lambda _: 0.0,
-            config=self.reference.config,
-        )
-        self.settings = settings
+        self.preset, self.settings, self._launched = preset, settings, launched
         self.points: list[dict[str, float]] = []
-        self._launched, self._own = launched, self.now() - began
 
     def start(self) -> None:
         """Starts the clock: what comes now is training."""
+        self.start_up = self.now() - self._launched
+        environment = self.preset.environment
+        self.env = make_env(environment, environment.sentiment_model, environment.num_envs)
+        self.reference = start_model(self.preset).requires_grad_(False)
+        spaces = self.env.observation_space, self.env.action_space
+        with torch.random.fork_rng(devices=[]):  # the trained model's random numbers stay
+            self.policy = GPT2Policy(*spaces, lambda _: 0.0, config=self.reference.config)
         self._began, self._paused, self._measured = self.now(), 0.0, 0
-        self.start_up = self._began - self._launched - self._own
 
     def go_on(self, weights: Mapping[str, Tensor], tokens: int) -> bool:
         """To be called after each update; measures if it is time to, and says whether to go on.
