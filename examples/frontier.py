@@ -1,4 +1,4 @@
-"""Sweep β and draw the trained policies beside the exact optimum: how much reward a KL budget buys.
+"""Sweep β in the default run and draw the policies beside the exact optimum: what a KL budget buys.
 
     python examples/frontier.py                              # five runs, some minutes on two CPU cores
     python examples/frontier.py --betas 0.1 0.2 --updates 300
@@ -13,21 +13,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import text_sentiment_env  # noqa: F401  (registers the id)
-from agents import REINFORCE, GPT2Policy, SB3VecEnv, cli
+from agents import REINFORCE, cli, training
+from agents.arguments import PRESETS, EnvironmentArgs
 from agents.evaluation import evaluate
 from agents.frontier import Frontier, Point, start_frontier
 from text_sentiment_env import load_sentiment_model
 
+DEFAULT = PRESETS["reviews"]
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
 # Points of a curve with a smaller effective sample size are not drawn: the texts are too few.
 FEWEST_SAMPLES = 50
@@ -35,6 +35,18 @@ PANELS = (
     ("sentiment", "sentiment (the judge that pays)"),
     ("vader", "sentiment (a second judge, VADER)"),
     ("length", "length (tokens)"),
+)
+# Heading, measure, format.
+COLUMNS = (
+    ("β", "beta", ".2f"),
+    ("sentiment", "sentiment", "+.3f"),
+    ("VADER", "vader", "+.3f"),
+    ("KL", "kl", ".2f"),
+    ("gap", "gap", ".2f"),
+    ("±", "gap_standard_error", ".2f"),
+    ("length", "length", ".1f"),
+    ("perplexity", "perplexity", ".1f"),
+    ("distinct", "distinct_texts", ".1%"),
 )
 
 
@@ -44,22 +56,22 @@ class Args:
 
     out: str = "runs/frontier"
     """folder to write to"""
-    betas: tuple[float, ...] = (0.03, 0.05, 0.1, 0.2, 0.4)
+    betas: tuple[float, ...] = (0.03, 0.07, 0.15, 0.3, 0.6)
     """KL weights to train with, one run each"""
-    updates: int = 80
+    updates: int = DEFAULT.run.updates
     """gradient steps of a run"""
-    num_envs: int = 64
+    num_envs: int = DEFAULT.environment.num_envs
     """texts per update"""
-    learning_rate: float = 7e-4
-    """AdamW's, falling linearly to 0"""
+    learning_rate: float = DEFAULT.reinforce.learning_rate
+    """AdamW's, falling to 0 along a cosine"""
     seed: int = 0
     """of everything random"""
     start_episodes: int = 8192
     """texts of the start model that the optimum is measured on"""
     eval_episodes: int = 1024
     """texts of each trained policy"""
-    sentiment_model: str = "bundled"
-    """the judge that pays: bundled, vader, or a Hugging Face classifier's id or directory"""
+    sentiment_model: Literal["bundled", "vader"] = "bundled"
+    """the judge that pays: bundled or vader"""
     smoke: bool = False
     """other defaults: a few texts and updates, with the cheapest judge"""
 
@@ -75,29 +87,17 @@ SMOKE = Args(
 )
 
 
-def make_env(args: Args, num_envs: int) -> SB3VecEnv:
-    """The default task, on the bundled model's vocabulary."""
-    envs = gym.make_vec(
-        "text_sentiment_env:TextSentiment-v0",
-        num_envs=num_envs,
-        vocabulary="reviews",
-        sentiment_model=args.sentiment_model,
-        autoreset_mode="SameStep",
-    )
-    return SB3VecEnv(envs)
+def task(args: Args) -> EnvironmentArgs:
+    """The default run's task."""
+    return replace(DEFAULT.environment, sentiment_model=args.sentiment_model)
 
 
 def make_model(args: Args, beta: float) -> REINFORCE:
-    """A new agent of the bundled model."""
-    return REINFORCE(
-        GPT2Policy,
-        make_env(args, args.num_envs),
-        pretrained="reviews",
-        learning_rate=args.learning_rate,
-        lr_decay="linear",
-        kl_coef=beta,
-        seed=args.seed,
-    )
+    """The default run's agent, with another β."""
+    reinforce = replace(DEFAULT.reinforce, learning_rate=args.learning_rate, kl_coef=beta)
+    run = replace(DEFAULT.run, seed=args.seed)
+    env = training.make_env(task(args), args.sentiment_model, args.num_envs)
+    return training.make_model(replace(DEFAULT, run=run, reinforce=reinforce), env, "cpu")
 
 
 def row(setting: str, value: float, point: Point) -> dict[str, float]:
@@ -126,7 +126,7 @@ def train(args: Args, beta: float, frontier: Frontier) -> dict[str, Any]:
     result = evaluate(
         model.policy,
         model.reference,
-        make_env(args, args.num_envs),
+        training.make_env(task(args), args.sentiment_model, args.num_envs),
         args.eval_episodes,
         seed=1000,
         judges={"vader": load_sentiment_model("vader")},
@@ -171,10 +171,11 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The trained policies, for the terminal."""
-    names = ("beta", "sentiment", "vader", "kl", "gap", "gap_standard_error", "length", "perplexity", "distinct_texts")  # fmt: skip
-    table = Table(*names, title="Trained policies; gap: nats a text to the optimum at the same β")
+    table = Table(title="Trained policies; gap: nats a text to the optimum at the same β")
+    for heading, *_ in COLUMNS:
+        table.add_column(heading, justify="right")
     for run in result["trained"]:
-        table.add_row(*(f"{run[name]:.3f}" for name in names))
+        table.add_row(*(f"{run[name]:{form}}" for _, name, form in COLUMNS))
     console.print(table)
 
 
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = make_model(args, args.betas[0]).policy  # not yet trained
     frontier = start_frontier(
         start,
-        make_env(args, min(512, args.start_episodes)),
+        training.make_env(task(args), args.sentiment_model, min(512, args.start_episodes)),
         args.start_episodes,
         judges={"vader": load_sentiment_model("vader")},
         cache=out / "start.npz",
