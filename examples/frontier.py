@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -171,7 +172,7 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The trained policies, for the terminal."""
-    table = Table(title="Trained policies; gap: nats a text to the optimum at the same β")
+    table = Table(box=SIMPLE, title="Trained policies; gap: nats a text to the optimum at the same β")
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right")
     for run in result["trained"]:
