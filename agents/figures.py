@@ -19,6 +19,7 @@ import numpy as np
 
 from agents.atomic import atomic_write
 from agents.callbacks import read_rows
+from agents.frontier import Frontier
 from agents.report import PANELS, Record, by_update
 
 if TYPE_CHECKING:
@@ -166,7 +167,40 @@ def evaluation(record: Record) -> list[Panel]:
     panels = [_histogram(record, "reward", 24), _histogram(record, "length", None)]
     if record.second_judge:
         panels.append(_scatter(record, record.second_judge))
+    if record.frontier is not None:
+        panels.append(_frontier(record, record.frontier))
     return panels
+
+
+def _frontier(record: Record, frontier: Frontier) -> Panel:
+    """Reward by KL: the best that any policy can reach, best of n, and the policy before and after."""
+    optima = frontier.optima().values()
+    best = [frontier.best_of(n) for n in (2, 4, 8, 16, 32, 64) if n <= len(frontier)]
+
+    def draw(axis: Axes) -> None:
+        for points, style, colour, label in (
+            (optima, "-", "third", "optimum"),
+            (best, "^", "second", "best of 2, 4, … 64"),
+        ):
+            reached = [(point.kl, point.means["reward"]) for point in points]
+            if reached:
+                axis.plot(
+                    *zip(*reached, strict=True), style, ms=4, color=COLOURS[colour], label=label
+                )
+        for when, marker in (("before", "x"), ("after", "o")):
+            measures = record.summary[when]
+            axis.plot(measures["kl"], measures["reward"], marker, color=COLOURS[when], label=when)
+        axis.set_xlim(0, max(4.0, 1.2 * record.summary["after"]["kl"]))
+        axis.set_xlabel("KL to the start model (nats a text)")
+        _legend(axis)
+
+    after, optimum = record.summary["after"], record.summary["optimum"]
+    return Panel(
+        "reward by KL: the frontier",
+        f"The policy has reward {after['reward']:.2f} at KL {after['kl']:.2f}; the optimum at the same"
+        f" KL weight has {optimum['reward']:.2f} at {optimum['kl']:.2f}.",
+        draw,
+    )
 
 
 def _histogram(record: Record, measure: str, bins: int | None) -> Panel:
@@ -247,8 +281,9 @@ def compare_runs(logs: Mapping[str, Path]) -> list[Panel]:
 
 
 def write_sheet(panels: Sequence[Panel], path: Path) -> None:
-    """Draws panels as one PNG, at most three in a row."""
-    rows, columns = -(-len(panels) // 3), min(3, len(panels))
+    """Draws panels as one PNG, at most three in a row, four as two by two."""
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    rows = -(-len(panels) // columns)
     with _style():
         figure = _figure(4.2 * columns, 3.0 * rows)
         for place, panel in enumerate(panels, 1):

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +33,9 @@ from agents.rollout import Episodes, collect_episodes
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
+START_TEXTS = "start_texts.npz"  # the cache of a training run, in its folder
+KL_COEFS = tuple(np.geomspace(30.0, 0.01, 50).tolist())  # of a curve
+FEWEST_SAMPLES = 50  # a point made from fewer effective samples is too rough to draw
 
 
 class Estimate(NamedTuple):
@@ -104,6 +107,11 @@ class Frontier:
         # KL(π*, π₀) = E*[log(π*/π₀)], and a text's π*/π₀ is N times its share of the weights.
         kl = float(written @ np.log(len(self) * written))
         return self._point(p, kl)
+
+    def optima(self, kl_coefs: Iterable[float] = KL_COEFS) -> dict[float, Point]:
+        """The optimum at each KL weight that the texts are enough for, as a curve to draw."""
+        points = {kl_coef: self.optimum(kl_coef) for kl_coef in kl_coefs}
+        return {k: p for k, p in points.items() if p.effective_samples >= FEWEST_SAMPLES}
 
     def best_of(self, n: int) -> Point:
         """The policy that writes n texts and keeps the best, ties broken by chance.
@@ -235,6 +243,12 @@ def start_frontier(
     return Frontier(columns.pop("reward"), columns)
 
 
+def read_frontier(path: str | os.PathLike[str]) -> Frontier | None:
+    """The frontier in the cache of `start_frontier`, None if the file is missing or damaged."""
+    columns = _read(Path(path))
+    return None if columns is None else Frontier(columns.pop("reward"), columns)
+
+
 def _collect(policy: GPT2Policy, env: VecEnv) -> Episodes:
     episodes = collect_episodes(policy, env)
     assert episodes is not None
@@ -265,11 +279,11 @@ def _fingerprint(policy: GPT2Policy, first: dict[str, Floats], n_episodes: int, 
     return digest.hexdigest()
 
 
-def _read(path: Path, key: str) -> dict[str, Floats] | None:
-    """The measures in the file, None if it is missing, damaged, or of something else."""
+def _read(path: Path, key: str | None = None) -> dict[str, Floats] | None:
+    """The measures in the file, None if it is missing, damaged, or not of `key`."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            if str(file["key"]) != key:
+            if key not in (None, str(file["key"])):
                 return None
             return {name: file[name] for name in file.files if name != "key"}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -20,6 +20,7 @@ import text_sentiment_env
 from agents import distributed
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
+from agents.frontier import START_TEXTS, Frontier, read_frontier
 
 Sample = Mapping[str, Any]  # a text and its measures, of `agents.evaluation.evaluate`
 SAMPLES = "samples.jsonl"
@@ -65,6 +66,7 @@ class Record:
     summary: dict[str, Any]
     log: list[dict[str, str]]
     samples: dict[str, list[Sample]]
+    frontier: Frontier | None  # of a run with KL
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -84,7 +86,8 @@ class Record:
         samples: dict[str, list[Sample]] = {"before": [], "after": []}
         for sample in map(json.loads, lines):
             samples[sample.pop("when")].append(sample)
-        return cls(summary, read_rows(folder / "progress.csv"), samples)
+        log, frontier = read_rows(folder / "progress.csv"), read_frontier(folder / START_TEXTS)
+        return cls(summary, log, samples, frontier if "optimum" in summary else None)
 
     @property
     def second_judge(self) -> str | None:

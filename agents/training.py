@@ -36,7 +36,7 @@ from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
-from agents.frontier import Frontier, start_frontier
+from agents.frontier import START_TEXTS, Frontier, start_frontier
 from agents.logs import TensorBoard, TextLog, Tracker
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
@@ -126,7 +126,7 @@ class Evaluator:
             return
         policy = self._whole_policy(model, model.reference)
         if distributed.rank() == 0:
-            cache = folder.path / "start_texts.npz"
+            cache = folder.path / START_TEXTS
             judges = second_judges(self.args)
             with self.display.status("measuring the start model") as progress:
                 self.frontier = start_frontier(policy, self.env, n, 0, judges, cache, progress)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -25,13 +24,11 @@ from rich.table import Table
 from agents import REINFORCE, cli, training
 from agents.arguments import PRESETS, EnvironmentArgs
 from agents.evaluation import evaluate
-from agents.frontier import Frontier, Point, start_frontier
+from agents.frontier import FEWEST_SAMPLES, Frontier, Point, start_frontier
 from text_sentiment_env import load_sentiment_model
 
 DEFAULT = PRESETS["reviews"]
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
-# Points of a curve with a smaller effective sample size are not drawn: the texts are too few.
-FEWEST_SAMPLES = 50
 PANELS = (
     ("sentiment", "sentiment (the judge that pays)"),
     ("vader", "sentiment (a second judge, VADER)"),
@@ -109,13 +106,11 @@ def row(setting: str, value: float, point: Point) -> dict[str, float]:
 
 def curves(frontier: Frontier) -> dict[str, list[dict[str, float]]]:
     """The start model, the exact optimum over β and best-of-n."""
-    betas = np.geomspace(3.0, 0.01, 40).tolist()
-    optimum = [row("beta", beta, frontier.optimum(beta)) for beta in betas]
     sizes = [n for n in BEST_OF if n <= len(frontier)]
     best = [row("n", n, frontier.best_of(n)) for n in sizes]
     return {
         "start": best[:1],
-        "optimum": [p for p in optimum if p["effective_samples"] >= FEWEST_SAMPLES],
+        "optimum": [row("beta", beta, point) for beta, point in frontier.optima().items()],
         "best_of_n": [p for p in best if p["effective_samples"] >= FEWEST_SAMPLES],
     }
 
@@ -172,7 +167,9 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 
 def show(console: Console, result: dict[str, Any]) -> None:
     """The trained policies, for the terminal."""
-    table = Table(box=SIMPLE, title="Trained policies; gap: nats a text to the optimum at the same β")
+    table = Table(
+        box=SIMPLE, title="Trained policies; gap: nats a text to the optimum at the same β"
+    )
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right")
     for run in result["trained"]:

@@ -19,7 +19,17 @@ from agents.logs import Tracker
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--num-envs", "4", "--max-tokens", "4"),
-    *("--eval-episodes", "4", "--model", "random", "--sentiment-model", "vader", "--quiet"),
+    *(
+        "--eval-episodes",
+        "4",
+        "--start-episodes",
+        "8",
+        "--model",
+        "random",
+        "--sentiment-model",
+        "vader",
+        "--quiet",
+    ),
     *("--vocabulary", "small", "--save-every", "2"),
 ]
 

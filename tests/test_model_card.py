@@ -11,7 +11,17 @@ from agents import GPT2, model_card, page, training
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *("--eval-episodes", "16", "--model", "random", "--vocabulary", "small", "--quiet"),
+    *(
+        "--eval-episodes",
+        "16",
+        "--start-episodes",
+        "16",
+        "--model",
+        "random",
+        "--vocabulary",
+        "small",
+        "--quiet",
+    ),
     *("--sentiment-model", "vader", "--updates", "2"),
 ]
 

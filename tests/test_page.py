@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -22,7 +23,17 @@ SECTIONS = [
 ]
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *("--eval-episodes", "24", "--model", "random", "--vocabulary", "small", "--quiet"),
+    *(
+        "--eval-episodes",
+        "24",
+        "--start-episodes",
+        "64",
+        "--model",
+        "random",
+        "--vocabulary",
+        "small",
+        "--quiet",
+    ),
 ]
 
 
@@ -44,7 +55,7 @@ def run(tmp_path_factory):
 
 def changed(record, **values):
     """A record with other values in its summary."""
-    return Record(record.summary | values, record.log, record.samples)
+    return replace(record, summary=record.summary | values)
 
 
 class Page(HTMLParser):
@@ -123,7 +134,7 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_runs(text):
 def test_pictures_are_described_and_their_names_are_unique(text):
     parsed = Page(text)
     pictures = parsed.named("svg")
-    assert len(pictures) == len(parsed.named("figcaption")) == 12
+    assert len(pictures) == len(parsed.named("figcaption")) == 13
     assert all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in pictures)
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -183,7 +194,7 @@ def test_a_run_without_second_judge_or_log_has_a_page(run):
     record = Record.read(run)
     for when in ("before", "after"):
         record.summary[when].pop("vader")
-    parsed = Page(page.render(Record(record.summary, [], record.samples), "run", judge))
+    parsed = Page(page.render(replace(record, log=[], frontier=None), "run", judge))
     assert "There is no second judge" in parsed.text
     assert len(parsed.named("svg")) == 11
 
@@ -311,4 +322,4 @@ def test_the_page_fits_its_window(text, width, tmp_path):
         "utf-8",
     )
     found = re.search(r"<title>(.*?)</title>", chromium(tmp_path, frame, "--dump-dom"))
-    assert found[1] == f"{width},0,12"
+    assert found[1] == f"{width},0,13"
