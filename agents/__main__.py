@@ -8,7 +8,8 @@
     python -m agents watch runs/mine          # a run that is under way
     python -m agents info                     # for a bug report
 
-RUN is a run's folder, a checkpoint, a directory in Hugging Face's format, or reviews.
+RUN is a run's folder, a checkpoint, a directory in Hugging Face's format, or reviews. With --trust it may also
+be a zip that PPO, A2C or another algorithm of stable-baselines3 with a GPT2Policy has saved.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
+from stable_baselines3.common.save_util import load_from_zip_file
 
 from agents import cli, figures, report
 from agents.arguments import Args, EnvironmentArgs
@@ -38,20 +40,25 @@ from text_sentiment_env import load_sentiment_model
 Run = tyro.conf.Positional[str]
 
 
-def load_models(run: str) -> tuple[GPT2, GPT2, EnvironmentArgs]:
+def load_models(run: str, trust: bool = False) -> tuple[GPT2, GPT2, EnvironmentArgs]:
     """A run's model, the model that it started from, and its environment.
 
     Args:
-        run: a run's folder, a checkpoint, a directory in Hugging Face's format, or `"reviews"`. The
-            last two start from themselves, in the default environment.
+        run: a run's folder, a checkpoint, a directory in Hugging Face's format, `"reviews"`, or a zip
+            that an algorithm of stable-baselines3 saved. The last three start from themselves, in the
+            default environment.
+        trust: lets a file of stable-baselines3 run the code that is pickled in it.
 
     Raises:
         FileNotFoundError: if there is no such run.
+        ValueError: for a file of stable-baselines3 that is not trusted, or holds no `GPT2Policy`.
     """
     path = Path(run)
     folder = RunFolder(path)
     if path.suffix == ".zip" or folder.checkpoints():
         file = folder.checkpoints()[0] if path.is_dir() else path
+        if _is_of_sb3(file):
+            return _load_sb3(file, trust)
         model = REINFORCE.load(file)
         environment = EnvironmentArgs()
         if (file.parent / "arguments.json").is_file():
@@ -62,12 +69,40 @@ def load_models(run: str) -> tuple[GPT2, GPT2, EnvironmentArgs]:
     return gpt2, gpt2, EnvironmentArgs()
 
 
+def _is_of_sb3(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return "_stable_baselines3_version" in archive.namelist()
+    except zipfile.BadZipFile:
+        return False  # `REINFORCE.load` says what is wrong with it
+
+
+def _load_sb3(file: Path, trust: bool) -> tuple[GPT2, GPT2, EnvironmentArgs]:
+    """The model of any algorithm of stable-baselines3 with a `GPT2Policy`."""
+    if not trust:
+        raise ValueError(
+            f"{file} was saved by stable-baselines3: it holds pickled objects, which can run any code"
+            " when they are loaded. Add --trust if you know where it comes from"
+        )
+    data, params, _ = load_from_zip_file(file, device="cpu")
+    policy_class = (data or {}).get("policy_class")
+    if data is None or not (
+        isinstance(policy_class, type) and issubclass(policy_class, GPT2Policy)
+    ):
+        raise ValueError(f"{file} holds the policy {policy_class}, which is no GPT2Policy")
+    spaces = data["observation_space"], data["action_space"]
+    policy = policy_class(*spaces, lambda _: 0.0, **data["policy_kwargs"])
+    policy.load_state_dict(params["policy"])  # type: ignore[arg-type]
+    # The prompt is part of an observation, so that a text may have all of its places.
+    return policy.gpt2, policy.gpt2, EnvironmentArgs(max_tokens=spaces[0].shape[0])
+
+
 @dataclass
 class Generate:
     """Write texts with a model."""
 
     run: Run = "reviews"
-    """a run's folder, a checkpoint, a directory in Hugging Face's format, or reviews"""
+    """a run's folder, a checkpoint, a directory in Hugging Face's format, reviews, or SB3's zip"""
     prompt: tyro.conf.Positional[str] = ""
     """beginning of every text"""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 5
@@ -82,11 +117,15 @@ class Generate:
     """take the likeliest token instead of a draw"""
     seed: int | None = None
     """seed of the draws; default: other texts every time"""
+    trust: bool = False
+    """load a file of stable-baselines3, which can run any code"""
 
     def __call__(self) -> None:
         """Prints one text a line."""
-        gpt2, _, _ = load_models(self.run)
-        arguments = {k: v for k, v in asdict(self).items() if k not in ("run", "prompt", "n")}
+        gpt2, _, _ = load_models(self.run, self.trust)
+        arguments = {
+            k: v for k, v in asdict(self).items() if k not in ("run", "prompt", "n", "trust")
+        }
         for text in generate_text(gpt2, self.prompt, self.n, **arguments):
             print(text.strip().replace("\n", " "))
 
@@ -96,7 +135,7 @@ class Evaluate:
     """Judge fresh texts of a model: reward, second judges, KL, diversity, best and worst texts."""
 
     run: Run = "reviews"
-    """a run's folder, a checkpoint, a directory in Hugging Face's format, or reviews"""
+    """a run's folder, a checkpoint, a directory in Hugging Face's format, reviews, or SB3's zip"""
     episodes: int = 1000
     """texts to write"""
     seed: int = 1000
@@ -107,6 +146,8 @@ class Evaluate:
     """best and worst texts to print"""
     json: Path | None = None
     """also write all measures and texts to this file"""
+    trust: bool = False
+    """load a file of stable-baselines3, which can run any code"""
 
     def __call__(self) -> None:
         """Prints a table and texts."""
@@ -132,7 +173,7 @@ class Evaluate:
 
     def measure(self) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
-        gpt2, reference, arguments = load_models(self.run)
+        gpt2, reference, arguments = load_models(self.run, self.trust)
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
         env = SB3VecEnv(
@@ -209,10 +250,12 @@ class Play:
     """whose likeliest tokens are offered"""
     choices: int = 9
     """how many of them"""
+    trust: bool = False
+    """load a file of stable-baselines3, which can run any code"""
 
     def __call__(self, ask: Callable[[str], str] = input) -> None:
         """Asks for one token after another until the text ends; `ask` prompts for a line."""
-        gpt2, _, arguments = load_models(self.run)
+        gpt2, _, arguments = load_models(self.run, self.trust)
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary}
         values.pop("num_envs")

@@ -3,11 +3,15 @@
 import json
 import re
 import shlex
+from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
 
-from agents import GPT2, REINFORCE
+from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv
 from agents.__main__ import main
 from agents.arguments import parse_arguments
 from agents.commands import Play, load_models
@@ -93,6 +97,75 @@ def test_a_model_whose_texts_have_no_end_is_refused():
     gpt2 = GPT2.from_pretrained("reviews").restrict([50256, 3, 5])
     with pytest.raises(ValueError, match="do not end with"):
         vocabulary_of(gpt2)
+
+
+# ------------------------------------------------------------------------- stable-baselines3's files
+
+
+@pytest.fixture(scope="module")
+def ppo(tmp_path_factory):
+    """A file of PPO with a GPT-2 of the small vocabulary."""
+    envs = gym.make_vec("text_sentiment_env:TextSentiment-v0", num_envs=2, max_tokens=6)
+    ids = envs.unwrapped.vocabulary.token_ids.tolist()
+    config = {"n_embd": 8, "n_head": 1, "n_layer": 1, "vocab_size": len(ids), "token_ids": ids}
+    kwargs = {"config": config | {"n_positions": 7}}
+    model = PPO(GPT2Policy, SB3VecEnv(envs), n_steps=4, batch_size=8, policy_kwargs=kwargs)
+    model.policy.gpt2.wte.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    file = tmp_path_factory.mktemp("sb3") / "ppo.zip"
+    model.save(file)
+    return model, file
+
+
+def test_a_trusted_file_of_sb3_is_generated_from_and_evaluated(ppo, capsys):
+    model, file = ppo
+    arguments = ["the movie", "-n", "2", "--seed", "3", "--trust"]
+    assert main(["generate", str(file), *arguments]) == 0
+    expected = generate_text(model.policy.gpt2, "the movie", 2, seed=3)
+    assert lines(capsys) == [text.strip() for text in expected]
+    assert main(["evaluate", str(file), "--episodes", "8", "--trust"]) == 0
+    assert "8 texts of" in capsys.readouterr().out
+    assert load_models(str(file), trust=True)[2].max_tokens == 6
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "play"])
+def test_a_file_of_sb3_runs_nothing_unless_trusted(command, ppo, tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    model, _ = ppo
+    model.evil = Evil()
+    model.save(tmp_path / "evil.zip")
+    del model.evil
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(tmp_path / "evil.zip")])
+    assert "can run any code when they are loaded. Add --trust" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    load_models(str(tmp_path / "evil.zip"), trust=True)
+    assert (tmp_path / "ran").exists()  # what the flag is about
+
+
+def test_a_file_of_another_policy_is_refused(tmp_path, capsys):
+    PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save(tmp_path / "ppo.zip")
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", str(tmp_path / "ppo.zip"), "--trust"])
+    assert "which is no GPT2Policy" in capsys.readouterr().err
+
+
+def test_watch_reads_the_log_of_sb3(tmp_path, capsys):
+    logger = configure(str(tmp_path), ["csv"])
+    for update in (10, 20):
+        logger.record("rollout/ep_rew_mean", update / 80)
+        logger.record("train/n_updates", update)
+        logger.dump(update)
+    logger.close()
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+    out = capsys.readouterr().out
+    assert "update 20" in out
+    assert "0.250" in out
+
+
+# ---------------------------------------------------------------------------------- the other commands
 
 
 def test_evaluate_says_what_the_run_said(runs, capsys, tmp_path):
