@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -29,6 +29,7 @@ from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
 from agents.display import sparkline
 from agents.evaluation import evaluate
+from agents.frontier import START_TEXTS, Frontier, read_frontier
 from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy
@@ -38,10 +39,27 @@ from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
 Run = tyro.conf.Positional[str]
+# Columns of `compare`, as many as fit.
+COMPARED = ("reward", "sentiment", "vader", "kl", "gap", "length", "perplexity", "distinct_texts")
+HIDDEN = (
+    "episodes",
+    "reward_standard_error",
+    "gap_standard_error",
+)  # no rows of `evaluate`'s table
 
 
-def load_models(run: str, trust: bool = False) -> tuple[GPT2, GPT2, EnvironmentArgs]:
-    """A run's model, the model that it started from, and its environment.
+class Loaded(NamedTuple):
+    """A model and where it comes from."""
+
+    gpt2: GPT2
+    reference: GPT2  # the model that it started from; itself if nobody knows
+    environment: EnvironmentArgs
+    kl_coef: float = 0.0
+    frontier: Frontier | None = None  # of the reference's texts, for a run with KL
+
+
+def load_models(run: str, trust: bool = False) -> Loaded:
+    """A run's model, the model that it started from, its environment and its KL weight.
 
     Args:
         run: a run's folder, a checkpoint, a directory in Hugging Face's format, `"reviews"`, or a zip
@@ -60,13 +78,14 @@ def load_models(run: str, trust: bool = False) -> tuple[GPT2, GPT2, EnvironmentA
         if _is_of_sb3(file):
             return _load_sb3(file, trust)
         model = REINFORCE.load(file)
-        environment = EnvironmentArgs()
-        if (file.parent / "arguments.json").is_file():
-            recorded = RunFolder(file.parent).read_arguments()
-            environment = cli.from_values(Args, recorded).environment
-        return model.policy.gpt2, model.reference, environment
+        models = model.policy.gpt2, model.reference
+        if not (file.parent / "arguments.json").is_file():
+            return Loaded(*models, EnvironmentArgs())
+        recorded = cli.from_values(Args, RunFolder(file.parent).read_arguments())
+        frontier = read_frontier(file.parent / START_TEXTS)
+        return Loaded(*models, recorded.environment, recorded.reinforce.kl_coef, frontier)
     gpt2 = GPT2.from_pretrained(run)
-    return gpt2, gpt2, EnvironmentArgs()
+    return Loaded(gpt2, gpt2, EnvironmentArgs())
 
 
 def _is_of_sb3(file: Path) -> bool:
@@ -77,7 +96,7 @@ def _is_of_sb3(file: Path) -> bool:
         return False  # `REINFORCE.load` says what is wrong with it
 
 
-def _load_sb3(file: Path, trust: bool) -> tuple[GPT2, GPT2, EnvironmentArgs]:
+def _load_sb3(file: Path, trust: bool) -> Loaded:
     """The model of any algorithm of stable-baselines3 with a `GPT2Policy`."""
     if not trust:
         raise ValueError(
@@ -94,7 +113,8 @@ def _load_sb3(file: Path, trust: bool) -> tuple[GPT2, GPT2, EnvironmentArgs]:
     policy = policy_class(*spaces, lambda _: 0.0, **data["policy_kwargs"])
     policy.load_state_dict(params["policy"])  # type: ignore[arg-type]
     # The prompt is part of an observation, so that a text may have all of its places.
-    return policy.gpt2, policy.gpt2, EnvironmentArgs(max_tokens=spaces[0].shape[0])
+    environment = EnvironmentArgs(max_tokens=spaces[0].shape[0])
+    return Loaded(policy.gpt2, policy.gpt2, environment)
 
 
 @dataclass
@@ -122,7 +142,7 @@ class Generate:
 
     def __call__(self) -> None:
         """Prints one text a line."""
-        gpt2, _, _ = load_models(self.run, self.trust)
+        gpt2 = load_models(self.run, self.trust).gpt2
         arguments = {
             k: v for k, v in asdict(self).items() if k not in ("run", "prompt", "n", "trust")
         }
@@ -155,12 +175,18 @@ class Evaluate:
         result = self.measure()
         samples = sorted(result["samples"], key=lambda sample: -sample["reward"])
         console = Console()
-        table = Table(
-            "measure", "mean", "95 % interval", title=f"{self.episodes} texts of {self.run}"
-        )
-        for name, value in result.items():
-            if isinstance(value, int | float) and name not in ("episodes", "reward_standard_error"):
-                table.add_row(name, f"{value:.3f}", _interval([s.get(name) for s in samples]))
+        table = Table(title=f"{self.episodes} texts of {self.run}")
+        table.add_column("measure")
+        for heading in ("mean", "95 % interval"):
+            table.add_column(heading, justify="right")
+        table.add_column("unit")
+        own = {self.judge: (f"{self.judge}, a further judge", "−1 to 1", "+.3f")}
+        for name, (title, unit, form) in (report.MEASURES | own).items():
+            if name in result:
+                interval = _interval([s.get(name) for s in samples], form)
+                if name == "gap":
+                    interval = f"± {1.96 * result['gap_standard_error']:{form}}"
+                table.add_row(title, f"{result[name]:{form}}", interval, unit)
         console.print(table)
         for title, chosen in (("best", samples[: self.show]), ("worst", samples[-self.show :])):
             table = Table("reward", "text", title=title)
@@ -173,7 +199,8 @@ class Evaluate:
 
     def measure(self) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
-        gpt2, reference, arguments = load_models(self.run, self.trust)
+        loaded = load_models(self.run, self.trust)
+        gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
         env = SB3VecEnv(
@@ -184,15 +211,25 @@ class Evaluate:
         policy.gpt2.load_state_dict(gpt2.state_dict())
         names = {"vader", *([self.judge] if self.judge else [])} - {arguments.sentiment_model}
         judges = {name: load_sentiment_model(name) for name in sorted(names)}
-        return evaluate(policy, reference, env, self.episodes, self.seed, judges)
+        return evaluate(
+            policy,
+            loaded.reference,
+            env,
+            self.episodes,
+            self.seed,
+            judges,
+            frontier=loaded.frontier,
+            kl_coef=loaded.kl_coef,
+        )
 
 
-def _interval(values: Sequence[float | None]) -> str:
+def _interval(values: Sequence[float | None], form: str) -> str:
+    """Half of a 95 % interval of the mean; nothing for what is no mean over texts."""
     numbers = [value for value in values if value is not None]
     if len(numbers) < 2:
         return ""
     half = 1.96 * float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers))
-    return f"± {half:.3f}"
+    return f"± {half:{form.lstrip('+')}}"
 
 
 @dataclass
@@ -207,12 +244,12 @@ class Compare:
     def __call__(self) -> None:
         """Prints the table and draws the figure."""
         summaries = {run: _read_summary(run) for run in self.runs}
-        table = Table("run", *report.MEASURES, title="After training, fresh texts")
+        table = Table("run", *COMPARED, title="After training, fresh texts")
         rows = {str(run): summary["after"] for run, summary in summaries.items()}
         for run, after in rows.items():
-            table.add_row(run, *(_number(after.get(name)) for name in report.MEASURES))
+            table.add_row(run, *(_number(after.get(name)) for name in COMPARED))
         if len(rows) > 1:
-            columns = [[after.get(name) for after in rows.values()] for name in report.MEASURES]
+            columns = [[after.get(name) for after in rows.values()] for name in COMPARED]
             table.add_section()
             table.add_row("mean", *map(_mean_and_error, columns))
         Console().print(table)
@@ -255,7 +292,7 @@ class Play:
 
     def __call__(self, ask: Callable[[str], str] = input) -> None:
         """Asks for one token after another until the text ends; `ask` prompts for a line."""
-        gpt2, _, arguments = load_models(self.run, self.trust)
+        gpt2, _, arguments, *_ = load_models(self.run, self.trust)
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary}
         values.pop("num_envs")

@@ -19,17 +19,8 @@ from agents.generation import generate_text, vocabulary_of
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "4", "--max-tokens", "5"),
-    *(
-        "--eval-episodes",
-        "8",
-        "--start-episodes",
-        "8",
-        "--model",
-        "random",
-        "--sentiment-model",
-        "vader",
-        "--quiet",
-    ),
+    *("--eval-episodes", "8", "--start-episodes", "8"),
+    *("--model", "random", "--sentiment-model", "vader", "--quiet"),
     *("--vocabulary", "small", "--updates", "2"),
 ]
 
@@ -124,7 +115,7 @@ def test_a_trusted_file_of_sb3_is_generated_from_and_evaluated(ppo, capsys):
     assert lines(capsys) == [text.strip() for text in expected]
     assert main(["evaluate", str(file), "--episodes", "8", "--trust"]) == 0
     assert "8 texts of" in capsys.readouterr().out
-    assert load_models(str(file), trust=True)[2].max_tokens == 6
+    assert load_models(str(file), trust=True).environment.max_tokens == 6
 
 
 @pytest.mark.parametrize("command", ["generate", "evaluate", "play"])
@@ -179,8 +170,8 @@ def test_evaluate_says_what_the_run_said(runs, capsys, tmp_path):
     assert len(measures["samples"]) == 64
     best = max(sample["reward"] for sample in measures["samples"])
     assert f"{best:+.2f}" in out
-    assert re.search(r"sentiment\s*│.*±", out), "an interval"
-    _, reference, arguments = load_models(str(runs / "0"))
+    assert re.search(r"sentiment, the judge.s score\s*│.*±", out), "an interval"
+    _, reference, arguments, *_ = load_models(str(runs / "0"))
     assert arguments.max_tokens == 5
     assert arguments.sentiment_model == "vader"
     assert not torch.equal(reference.wte.weight, load_models(str(runs / "0"))[0].wte.weight)

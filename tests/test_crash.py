@@ -32,17 +32,8 @@ pytestmark = [
 
 FLAGS = [
     *("--n-layer", "1", "--n-embd", "4", "--n-head", "1", "--num-envs", "2", "--max-tokens", "2"),
-    *(
-        "--eval-episodes",
-        "2",
-        "--start-episodes",
-        "2",
-        "--model",
-        "random",
-        "--sentiment-model",
-        "vader",
-        "--quiet",
-    ),
+    *("--eval-episodes", "2", "--start-episodes", "2"),
+    *("--model", "random", "--sentiment-model", "vader", "--quiet"),
     *("--vocabulary", "small", "--kl-coef", "0.01", "--lr-decay", "linear", "--device", "cpu"),
     *("--updates", "2", "--save-every", "1", "--keep", "1", "--out", "replaced"),
 ]

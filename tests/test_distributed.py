@@ -315,16 +315,8 @@ def test_ranks_have_as_many_rows():
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "4", "--max-tokens", "4"),
-    *(
-        "--eval-episodes",
-        "4",
-        "--start-episodes",
-        "8",
-        "--model",
-        "random",
-        "--sentiment-model",
-        "vader",
-    ),
+    *("--eval-episodes", "4", "--start-episodes", "8"),
+    *("--model", "random", "--sentiment-model", "vader"),
     *("--vocabulary", "small", "--save-every", "1"),
 ]
 

@@ -19,17 +19,8 @@ from agents.logs import Tracker
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "8", "--n-head", "1", "--num-envs", "4", "--max-tokens", "4"),
-    *(
-        "--eval-episodes",
-        "4",
-        "--start-episodes",
-        "8",
-        "--model",
-        "random",
-        "--sentiment-model",
-        "vader",
-        "--quiet",
-    ),
+    *("--eval-episodes", "4", "--start-episodes", "8", "--model", "random", "--quiet"),
+    *("--sentiment-model", "vader", "--learning-rate", "6e-4"),
     *("--vocabulary", "small", "--save-every", "2"),
 ]
 

@@ -23,17 +23,8 @@ SECTIONS = [
 ]
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *(
-        "--eval-episodes",
-        "24",
-        "--start-episodes",
-        "64",
-        "--model",
-        "random",
-        "--vocabulary",
-        "small",
-        "--quiet",
-    ),
+    *("--eval-episodes", "24", "--start-episodes", "64"),
+    *("--model", "random", "--vocabulary", "small", "--quiet"),
 ]
 
 

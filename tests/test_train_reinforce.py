@@ -22,17 +22,8 @@ ROOT = Path(__file__).parents[1]
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *(
-        "--eval-episodes",
-        "16",
-        "--start-episodes",
-        "16",
-        "--model",
-        "random",
-        "--sentiment-model",
-        "vader",
-        "--quiet",
-    ),
+    *("--eval-episodes", "16", "--start-episodes", "16"),
+    *("--model", "random", "--sentiment-model", "vader", "--quiet"),
     *("--vocabulary", "small", "--kl-coef", "0.01", "--lr-decay", "linear"),
 ]
 
