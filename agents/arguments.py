@@ -145,7 +145,7 @@ class Args:
 PRESETS = {
     "reviews": Args(
         RunArgs("reviews", updates=100),
-        EnvironmentArgs(num_envs=128, target_length=(10, 20), length_penalty=2.0),
+        EnvironmentArgs(num_envs=128, target_length=(10, 20), length_penalty=1.5),
         reinforce=ReinforceArgs(
             learning_rate=8e-4, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
         ),
