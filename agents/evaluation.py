@@ -132,26 +132,34 @@ def _evaluate(
         "distinct_2": _distinct(words, 2),
         "distinct_texts": len({info["text"] for info in infos}) / n,
     }
-    finished = [info["text"] for info in infos]
+    numbers = _numbers(infos, judges)
+    result |= {name: float(np.mean(values)) for name, values in numbers.items()}
     columns: dict[str, Sequence[Any]] = {
         "prompt": prompts,
-        "text": finished,
+        "text": [info["text"] for info in infos],
         "tokens": [_pieces(vocabulary, tokens) for tokens in generated],
         "reward": rewards,
         "kl": kls,
+        **numbers,
     }
-    numbers = {
-        name: [info[name] for info in infos]
+    rows = zip(*columns.values(), strict=True)
+    result["samples"] = [dict(zip(columns, row, strict=True)) for row in rows]
+    return result
+
+
+def _numbers(
+    infos: list[dict[str, Any]], judges: Mapping[str, SentimentModel]
+) -> dict[str, list[float]]:
+    """Every number of the last steps' infos, and each judge's score, a value a text."""
+    names = [
+        name
         for name, value in infos[0].items()
         if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    numbers |= {name: np.asarray(judge(finished)).tolist() for name, judge in judges.items()}
-    result |= {name: float(np.mean(values)) for name, values in numbers.items()}
-    columns |= numbers
-    result["samples"] = [
-        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
     ]
-    return result
+    texts = [info["text"] for info in infos]
+    return {name: [info[name] for info in infos] for name in names} | {
+        name: np.asarray(judge(texts)).tolist() for name, judge in judges.items()
+    }
 
 
 def _token_sums(
