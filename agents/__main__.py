@@ -6,6 +6,7 @@
     python -m agents compare runs/a runs/b    # table and figure
     python -m agents play runs/mine           # write a text by hand, token by token
     python -m agents watch runs/mine          # a run that is under way
+    python -m agents report runs/mine         # its page report.html, drawn again
     python -m agents info                     # for a bug report
 
 RUN is a run's folder, a checkpoint, a directory in Hugging Face's format, or reviews. With --trust it may also
@@ -21,7 +22,7 @@ from typing import Annotated
 import tyro
 
 from agents import cli
-from agents.commands import Compare, Evaluate, Generate, Info, Play, Watch
+from agents.commands import Compare, Evaluate, Generate, Info, Play, Report, Watch
 
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Play, tyro.conf.subcommand("play")]
     | Annotated[Watch, tyro.conf.subcommand("watch")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 

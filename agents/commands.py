@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from agents import cli, figures, report
+from agents import cli, figures, page, report
 from agents.arguments import Args, EnvironmentArgs
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
@@ -363,6 +363,20 @@ class Watch:
             if values:
                 table.add_row(title, f"{values[-1]:.3f}", sparkline(values))
         return table
+
+
+@dataclass
+class Report:
+    """Draw a finished run again: report.html and its pictures."""
+
+    run: tyro.conf.Positional[Path]
+    """folder of the run"""
+
+    def __call__(self) -> None:
+        """Writes the files and says where the page is."""
+        judge = _read_summary(self.run)["arguments"]["sentiment_model"]
+        page.write(self.run, load_sentiment_model(judge))
+        print(self.run / "report.html")
 
 
 @dataclass

@@ -142,9 +142,8 @@ def _evaluate(
         "kl": kls,
         **numbers,
     }
-    result["samples"] = [
-        dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*columns.values(), strict=True)
+    result["samples"] = [dict(zip(columns, row, strict=True)) for row in rows]
     return result
 
 

@@ -156,7 +156,7 @@ def _draw_terms(axis: Axes, record: Record) -> None:
 
 def _legend(axis: Axes) -> None:
     """Below the axis, where it covers no data."""
-    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3, fontsize=8, borderaxespad=0)
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.25), ncols=3, fontsize=8, borderaxespad=0)
 
 
 # --------------------------------------------------------------------------------- before and after
@@ -219,7 +219,7 @@ def _histogram(record: Record, measure: str, bins: int | None) -> Panel:
             axis.stairs(share, edges, fill=True, color=COLOURS[when], alpha=0.3)
             axis.stairs(share, edges, color=COLOURS[when], lw=1.3, label=when)
         axis.set_xlabel("tokens" if measure == "length" else measure)
-        axis.locator_params("x", integer=bins is None)
+        axis.locator_params("x", nbins=6, integer=bins is None)
         _legend(axis)
 
     medians = (f"median {np.median(v):.3g} {when}" for when, v in values.items())

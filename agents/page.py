@@ -20,7 +20,7 @@ from text_sentiment_env import SentimentModel
 PAIRS, EXTREMES = 12, 10  # texts shown side by side; best and worst texts
 # Headings over the rows of three panels of `figures.learning_curves`.
 HEADINGS = (
-    ("Reward", "What is optimised, what it is made of, and a judge that training does not use."),
+    ("Reward", "What is optimised, and what it is made of."),
     ("Texts", "What a hacked reward would spoil."),
     ("Distance from the start model", "How far the policy has moved, and what it has given up."),
 )

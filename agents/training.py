@@ -370,7 +370,8 @@ def write_results(
 ) -> None:
     """Writes summary, samples, model card and, last of all, the pictures; prints the outcome."""
     figures = [{k: v for k, v in m.items() if k != "samples"} for m in (before, after)]
-    summary = {**summary, "before": figures[0], "after": figures[1]}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    summary = {**summary, "date": date, "before": figures[0], "after": figures[1]}
     folder.write_json("summary.json", summary)
     title = (
         f"{summary['updates']} updates, {summary['episodes']} episodes; same seeds before and"

@@ -5,9 +5,9 @@
     python examples/train_reinforce.py --out runs/mine --updates 300 --resume
     torchrun --nproc-per-node 8 examples/train_reinforce.py --preset gpt2    # on eight GPUs
 
-Writes to --out: summary.json, progress.csv, monitor.csv, samples.md, learning_curves.png, checkpoint.zip and
-gpt2/ (the trained model in Hugging Face's format). Ctrl-C, SIGTERM and SIGHUP save before they end the run. Exit status:
-0, 1 for numbers that overflow, 2 for bad input, 130, 143 or 129 after a signal.
+Writes to --out: report.html (the run on one page), summary.json, progress.csv, monitor.csv, samples, pictures,
+checkpoint.zip and gpt2/ (the trained model in Hugging Face's format). Ctrl-C, SIGTERM and SIGHUP save before they
+end the run. Exit status: 0, 1 for numbers that overflow, 2 for bad input, 130, 143 or 129 after a signal.
 
 The program is `agents/training.py`, which reads from top to bottom: it makes the environment, the
 judge and the agent, evaluates the start model, trains, evaluates again, and writes tables, texts and curves.

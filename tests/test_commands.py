@@ -197,6 +197,15 @@ def test_watch_shows_where_a_run_stands(runs, capsys):
     assert "reward" in out
 
 
+def test_report_draws_the_page_again(runs, capsys):
+    page = runs / "1" / "report.html"
+    drawn = page.read_bytes()
+    page.unlink()
+    assert main(["report", str(runs / "1")]) == 0
+    assert lines(capsys) == [str(page)]
+    assert len(page.read_bytes()) == len(drawn)
+
+
 def test_a_text_is_written_by_hand(runs, capsys):
     answers = iter(["the movie", "zebra", "1", ""])
     Play(str(runs / "0"), choices=3)(lambda prompt: next(answers))
@@ -220,6 +229,7 @@ def test_info_is_what_a_bug_report_needs(capsys):
         (["generate", "reviews", "-n", "0"], "error: n=0 and max_tokens=20 must be at least 1"),
         (["evaluate", "reviews", "--episodes", "0"], "error: --episodes 0: must be at least 1"),
         (["compare", "nothing"], "error: nothing holds no summary.json"),
+        (["report", "nothing"], "error: nothing holds no summary.json"),
         (["watch", "nothing"], "error: nothing is no folder of a run"),
         (["sing"], "error: "),
     ],
