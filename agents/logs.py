@@ -174,4 +174,4 @@ class Tracker(KVWriter):
             self._run.log({**measures, "samples": table}, step=self._record["updates"])
             if hasattr(self._run, "summary"):  # wandb's; trackio shows the last value
                 self._run.summary.update(measures)
-            self._run.finish()
+            self._module.finish()  # not the run's: trackio would end it again at exit

@@ -108,7 +108,11 @@ def tracker(monkeypatch):
         return runs[-1]
 
     fake = SimpleNamespace(
-        init=init, Table=lambda **table: table, Histogram=np.histogram, runs=runs
+        finish=lambda: runs[-1].finish(),
+        init=init,
+        Table=lambda **table: table,
+        Histogram=np.histogram,
+        runs=runs,
     )
     find_spec = importlib.util.find_spec
     for name in ("trackio", "wandb"):
