@@ -84,6 +84,8 @@ def right(expected: str, score: float) -> bool:
     return {
         "positive": score > 0,
         "negative": score < 0,
+        "clearly positive": score >= 0.5,
+        "clearly negative": score <= -0.5,
         "neutral": abs(score) <= 0.5,
         "empty": score == 0,
     }[expected]
