@@ -1,12 +1,13 @@
-"""The data sets that the judge learns from, and the large classifier that labels them."""
+"""The data sets that the judge learns from."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
-
-from agents.atomic import atomic_write
 
 _DETOKENISE = [
     (r"`` ?", '"'),
@@ -40,6 +39,13 @@ def sentences(review: str) -> Iterator[str]:
         words = sentence.split()
         if 3 <= len(words) <= 30:
             yield " ".join(words)
+
+
+def pairs(review: str) -> Iterator[str]:
+    """Two sentences in a row of at most 24 words together."""
+    for one, two in itertools.pairwise(sentences(review)):
+        if len(one.split()) + len(two.split()) <= 24:
+            yield f"{one} {two}"
 
 
 def read_sst2(data: Path | None, split: str) -> list[tuple[str, int]]:
@@ -99,6 +105,13 @@ def is_statement(text: str) -> bool:
     return not _OPINION.search(text) and _word_list().polarity_scores(text)["compound"] == 0
 
 
+def repeats_itself(text: str) -> bool:
+    """Whether people's text says a word of five letters twice, or three of ten words again."""
+    words = re.findall(r"[a-z']+", text.lower())
+    long = [word for word in words if len(word) >= 5]
+    return len(set(long)) < len(long) or len(set(words)) <= 0.7 * len(words)
+
+
 @cache
 def _word_list() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -149,10 +162,10 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(data: Path | None, count: int, seed: int) -> dict[str, Corpus]:
-    """SST-2's training texts, and `count` different sentences of IMDb."""
+    """SST-2's training texts, and `count` different sentences and pairs of sentences of IMDb."""
     found: dict[str, int] = {}
     for review, label in tqdm(read_imdb(data), desc="reviews", total=75_000):
-        for sentence in sentences(review):
+        for sentence in itertools.chain(sentences(review), pairs(review)):
             found.setdefault(sentence, label)
     imdb = list(found.items())
     random.Random(seed).shuffle(imdb)

@@ -87,7 +87,7 @@ def fine_tune(
 def _in_batches(
     rows: Sequence[Sequence[int]], size: int, rng: np.random.Generator
 ) -> list[npt.NDArray[np.int64]]:
-    order = np.lexsort((rng.random(len(rows)), [len(row) for row in rows]))
+    order = np.lexsort((rng.random(len(rows)), np.array([len(row) for row in rows])))
     chunks = [order[i : i + size] for i in range(0, len(order), size)]
     return [chunks[i] for i in rng.permutation(len(chunks))]
 
@@ -107,9 +107,13 @@ class Teacher:
     def __init__(self, name: str, device: torch.device) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-        self.model = model.to(device, torch.bfloat16).eval()
+        self.device, self.tokenizer = device, AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(name).to(device).eval()
+        if device.type == "cpu":  # int8 products, half as fast again as bfloat16's
+            kinds = {torch.nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+            self.model = torch.ao.quantization.quantize_dynamic(model.float(), kinds)
+        else:
+            self.model = model.to(torch.bfloat16)
         labels = {str(label).lower(): i for i, label in model.config.id2label.items()}
         if not {"positive", "negative"} <= labels.keys():
             raise ValueError(
@@ -124,7 +128,7 @@ class Teacher:
             count = max(1, min(256, 6144 // len(ids[order[0]])))
             batch, order = order[:count], order[count:]
             padded = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
-            yield batch, padded.to(self.model.device)
+            yield batch, padded.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
