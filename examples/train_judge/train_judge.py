@@ -68,13 +68,15 @@ class Args:
     """pretrained encoder to make the teacher of: Hugging Face id or folder"""
     teacher: str | None = None
     """a classifier fine-tuned on SST-2, id or folder, instead of making one"""
+    imdb_teacher: str | None = None
+    """another classifier for IMDb's many sentences, such as a quicker one; default: the same"""
     out: Path = Path("runs/judge")
     """folder for all results"""
     start_model: str = "reviews"
     """GPT-2 that the hunt starts from"""
-    sentences: int = 100_000
+    sentences: int = 120_000
     """IMDb sentences to label"""
-    variations: int = 120_000
+    variations: int = 80_000
     """variations of SST-2's texts to label"""
     tokens: int = 16_000
     """rows of the embedding"""
@@ -287,8 +289,9 @@ class Student:
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
+        other = Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
         self.imdb = readable(
-            imdb.texts, mix(label_corpus(teacher, imdb.texts, labels / "imdb"), imdb.label, 0.1)
+            imdb.texts, mix(label_corpus(other, imdb.texts, labels / "imdb"), imdb.label, 0.1)
         )
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "start.pt"
@@ -334,6 +337,8 @@ class Student:
 
 class SmokeTeacher:
     """Stands in for a classifier where there is none."""
+
+    device = torch.device("cpu")
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Log-odds from a few words."""
