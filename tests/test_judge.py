@@ -1,5 +1,6 @@
 """The shipped judge: right about short texts, deaf to word salad, small, quick, one text at a time."""
 
+import hashlib
 import json
 import os
 import random
@@ -84,6 +85,8 @@ def right(expected: str, score: float) -> bool:
     return {
         "positive": score > 0,
         "negative": score < 0,
+        "clearly positive": score >= 0.5,
+        "clearly negative": score <= -0.5,
         "neutral": abs(score) <= 0.5,
         "empty": score == 0,
     }[expected]
@@ -378,7 +381,20 @@ def test_weights_that_are_no_numbers(folder: Path) -> None:
     weights = load_file(folder / "judge.safetensors")
     weights["sentiment.0.bias"][3] = torch.nan
     save_file(weights, folder / "judge.safetensors")
+    config = json.loads((folder / "judge.json").read_text("utf-8"))
+    config["sha256"] = hashlib.sha256((folder / "judge.safetensors").read_bytes()).hexdigest()
+    (folder / "judge.json").write_text(json.dumps(config), "utf-8")
     with pytest.raises(OSError, match=r"sentiment.0.bias holds nan or inf"):
+        Judge(directory=folder)
+
+
+@pytest.mark.parametrize("place", [-1, -1_000_000, -4_000_000])
+def test_a_flipped_bit_is_noticed(folder: Path, place: int) -> None:
+    """Most flipped bits leave a file that loads, and weights that are numbers."""
+    content = bytearray((folder / "judge.safetensors").read_bytes())
+    content[place] ^= 1
+    (folder / "judge.safetensors").write_bytes(content)
+    with pytest.raises(OSError, match=r"judge.safetensors has SHA-256 \w{64}, not \w{64}"):
         Judge(directory=folder)
 
 

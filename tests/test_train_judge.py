@@ -54,6 +54,33 @@ def test_sentences_of_a_review() -> None:
     ]
 
 
+def test_pairs_of_a_review() -> None:
+    review = "It is a good film. I liked it. " + "word " * 22 + ". The end is good."
+    assert list(judge_data.pairs(review)) == ["It is a good film. I liked it."]
+
+
+@pytest.mark.parametrize(
+    ("text", "repeats"),
+    [
+        ("A great film with great music.", True),
+        ("It was so, so good.", False),
+        ("He is good and she is good and it is good.", True),
+        ("The music is good.", False),
+    ],
+)
+def test_repeats_itself(text: str, repeats: bool) -> None:
+    assert judge_data.repeats_itself(text) is repeats
+
+
+def test_the_same_word_again() -> None:
+    for seed in range(20):
+        text = judge_texts._fill("{good}, {good1}, {=good}, {=good1}", random.Random(seed))
+        one, two, again, other = text.split(", ")
+        assert (again, other) == (one, two)
+        assert one != two
+    assert judge_texts._blame("{very} {good1}, {=joy}, {what}") == "{very} {bad1}, {=mess}, {what}"
+
+
 def test_labelled_texts_follow_the_seed_and_hold_no_test_case() -> None:
     texts = judge_texts.labelled(20_000, random.Random(0))
     assert texts == judge_texts.labelled(20_000, random.Random(0))
@@ -80,7 +107,7 @@ def test_a_loss_ignores_what_no_target_is_given_for() -> None:
     ids = torch.tensor([[2, 3, 4], [5, 6, PAD]])
     nothing = np.full(2, np.nan, np.float32)
     only = script.Samples(["", ""], nothing, np.array([1, np.nan], np.float32))
-    loss = judge_training.loss_of(network, ids, only, np.arange(2))
+    loss = judge_training.loss_of(network, ids, only, np.arange(2), 0.4)
     loss.backward()
     assert loss > 0
     assert network.sentiment[-1].weight.grad is None or not network.sentiment[-1].weight.grad.any()
@@ -138,6 +165,18 @@ def test_all_stages_run(tmp_path: Path) -> None:
     assert report["hunt 1"]["reviews"]["perplexity"] > 1
     scores = Judge(directory=tmp_path)(["a good film", "a bad film"])
     assert np.isfinite(scores).all()
+
+
+def test_without_salad_no_text_is_called_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    made = script.made_by_program
+    monkeypatch.setattr(script, "made_by_program", lambda *a: seen.append(made(*a)) or seen[-1])
+    report = script.main(["--smoke", "--no-salad", "--out", str(tmp_path)])
+    assert seen
+    assert all((samples.readable == 1).all() for samples in seen)
+    assert "hunt 1" not in report
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(

@@ -7,6 +7,7 @@ its accuracy.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from text_sentiment_env import checks
@@ -125,7 +126,11 @@ def pad(rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
 def _load(folder: Path) -> tuple[Tokenizer, SentimentNetwork]:
     """The tokenizer and the network of a folder's two files, or an error of whichever kind."""
     config: dict[str, Any] = json.loads((folder / "judge.json").read_text("utf-8"))
-    weights = load_file(folder / "judge.safetensors")
+    content = (folder / "judge.safetensors").read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != config["sha256"]:  # a changed bit can be a plausible number
+        raise ValueError(f"judge.safetensors has SHA-256 {found}, not {config['sha256']}")
+    weights = load(content)
     for name, values in weights.items():
         if not values.isfinite().all():
             raise ValueError(f"{name} holds nan or inf")

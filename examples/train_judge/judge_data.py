@@ -1,22 +1,20 @@
-"""The data sets that the judge learns from, and the large classifier that labels them."""
+"""The data sets that the judge learns from."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import lzma
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm.auto import tqdm
-
-from agents.atomic import atomic_write
 
 _DETOKENISE = [
     (r"`` ?", '"'),
@@ -41,6 +39,13 @@ def sentences(review: str) -> Iterator[str]:
         words = sentence.split()
         if 3 <= len(words) <= 30:
             yield " ".join(words)
+
+
+def pairs(review: str) -> Iterator[str]:
+    """Two sentences in a row of at most 24 words together."""
+    for one, two in itertools.pairwise(sentences(review)):
+        if len(one.split()) + len(two.split()) <= 24:
+            yield f"{one} {two}"
 
 
 def read_sst2(data: Path | None, split: str) -> list[tuple[str, int]]:
@@ -100,6 +105,13 @@ def is_statement(text: str) -> bool:
     return not _OPINION.search(text) and _word_list().polarity_scores(text)["compound"] == 0
 
 
+def repeats_itself(text: str) -> bool:
+    """Whether people's text says a word of five letters twice, or three of ten words again."""
+    words = re.findall(r"[a-z']+", text.lower())
+    long = [word for word in words if len(word) >= 5]
+    return len(set(long)) < len(long) or len(set(words)) <= 0.7 * len(words)
+
+
 @cache
 def _word_list() -> Any:
     from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -150,72 +162,11 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(data: Path | None, count: int, seed: int) -> dict[str, Corpus]:
-    """SST-2's training texts, and `count` different sentences of IMDb."""
+    """SST-2's training texts, and `count` different sentences and pairs of sentences of IMDb."""
     found: dict[str, int] = {}
     for review, label in tqdm(read_imdb(data), desc="reviews", total=75_000):
-        for sentence in sentences(review):
+        for sentence in itertools.chain(sentences(review), pairs(review)):
             found.setdefault(sentence, label)
     imdb = list(found.items())
     random.Random(seed).shuffle(imdb)
     return {"sst2": Corpus.of(read_sst2(data, "train")), "imdb": Corpus.of(imdb[:count])}
-
-
-class Teacher:
-    """A Hugging Face classifier: its log-odds of "positive", and its state for a text."""
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-        self.model = model.to(device, torch.bfloat16).eval()
-        labels = {str(label).lower(): i for i, label in model.config.id2label.items()}
-        if not {"positive", "negative"} <= labels.keys():
-            raise ValueError(
-                f"--teacher {name}: its labels {sorted(labels)} hold no positive/negative"
-            )
-        self.positive, self.negative = labels["positive"], labels["negative"]
-
-    def _batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
-        ids = self.tokenizer(list(texts), truncation=True, max_length=64)["input_ids"]
-        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-        while order:
-            count = max(1, min(256, 6144 // len(ids[order[0]])))
-            batch, order = order[:count], order[count:]
-            padded = self.tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt")
-            yield batch, padded.to(self.model.device)
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The log-odds of positive for each text."""
-        out = np.zeros(len(texts), np.float32)
-        for batch, inputs in self._batches(texts):
-            logits = self.model(**inputs).logits.float()
-            out[batch] = (logits[:, self.positive] - logits[:, self.negative]).cpu().numpy()
-        return out
-
-    @torch.inference_mode()
-    def states(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The mean of the last hidden states over each text."""
-        out = np.zeros((len(texts), self.model.config.hidden_size), np.float32)
-        for batch, inputs in self._batches(texts):
-            hidden = self.model.base_model(**inputs).last_hidden_state.float()
-            mask = inputs["attention_mask"][..., None]
-            out[batch] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
-        return out
-
-
-def label_corpus(
-    teacher: Callable[[Sequence[str]], npt.NDArray[np.float32]], texts: Sequence[str], folder: Path
-) -> npt.NDArray[np.float32]:
-    """The teacher's log-odds, in shards of 20,000 that survive an interruption."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for start in tqdm(range(0, len(texts), 20_000), desc=f"labels {folder.name}"):
-        path = folder / f"{start // 20_000:04d}.npy"
-        if not path.exists():
-            labels = teacher(texts[start : start + 20_000])
-            with atomic_write(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, labels)
-        shards.append(np.load(path))
-    return np.concatenate(shards)

@@ -64,6 +64,13 @@ WORDS: dict[str, str] = {
     "inside today then also because thursday europe italy twelve person hand foot hair head arm "
     "sister brother uncle farmer tree leaf grass cloud wind sand grey yellow blue walk sit stand "
     "go come put take said says told asked went came",
+    "source": "a novel|a short story|a stage play|a comic book|real events|a poem|an old legend|"
+    "a newspaper article|a television series|the memoirs of a nurse|a fairy tale|two letters|a song",
+    "job": "a nurse|a baker|a sailor|a judge|a clerk|a farmer|a journalist|a policeman|a painter|"
+    "a mechanic|a teacher|a waiter|an engineer|an actress|a singer|a pilot|a priest|a gardener",
+    "tongue": "French German Spanish Japanese Russian Polish Swedish Dutch Hindi Greek Korean",
+    "number": "two three four five six seven eight nine ten eleven twelve fifteen twenty forty",
+    "year": "1931 1948 1956 1967 1974 1983 1995 1999 2003 2006",
     "verb": "found opened carried drew painted watched held repaired kept cleaned used sold cut "
     "sent counted ordered shared packed filled weighed measured brought pushed pulled lifted "
     "finds opens carries holds keeps sells cuts sends counts orders packs brings pushes pulls "
@@ -214,6 +221,34 @@ TEMPLATES: dict[float, str] = {
         {who} was {between} the {thing}.|they {verb} the {thing} in {where}.
         the {whole} is in black and white.|the {whole} came out in 1948.|{who} talks to {who1}.
         it lasts an hour and a half.|the {whole} was written by {who}.|{who} says good morning.
+        the {whole} is based on {source}.|{this} {whole} {is} adapted from {source}.
+        {who} adapted it from {source}.|it is a remake of a {whole} from {year}.
+        the {whole} was made in {year} and shown {when}.|{who} is {job} and {who1} is {job1}.
+        {who} plays {job} from {where}.|{who} plays the part of {job}.|{who} works as {job}.
+        the {parts} are in {tongue} with subtitles.|most of the {whole} is in {tongue}.
+        they speak {tongue} and {tongue1} in it.|it was dubbed into {tongue}.
+        the dialogue is in {tongue}.|it was shot in {number} weeks.|it was shot in a studio.
+        the {whole} lasts {number} minutes more on dvd.|it has {number} scenes and {number1} songs.
+        the {whole} is in {number} parts.|the first half takes place in {where}.
+        the first part is set in {where}, the second in {where1}.|{number} years later {who} {does}.
+        the second part begins {number} years after the first.|the cast has {number} actors.
+        {who} has a small part in the {whole}.|{who} is in the cast.|{who} is the narrator.
+        {who} directed it and {who1} wrote the music.|the music is by {who}.
+        {who} tells the story to {who1}.|the {whole} opens with a shot of a {thing}.
+        the camera follows {who} through {where}.|the last shot shows a {thing} and a {thing1}.
+        the title is the name of a {thing}.|the title comes from {source}.
+        {who} gave me the dvd.|i bought the dvd {when}.|i saw the trailer {when}.
+        we went to see the {whole} {when}.|i saw it in {where}.|it was on channel {number} {when}.
+        there are {number} people in the {thing}.|{who} has {number} children.
+        {who} lives in {where} with {who1}.|{who} was born in {where} in {year}.
+        {who} studied in {where} and became {job}.|{who} wants to be {job}.
+        {who} teaches {tongue} in {where}.|the {thing} opens at {number} and closes at {number1}.
+        the {thing} is made of wood.|the {thing} belongs to {who}.|{who} lost the {thing} {when}.
+        it is {number} o'clock in {where}.|the train to {where} leaves at {number}.
+        {who} puts the {thing} {between} the {thing1}.|{who} gets out of the {thing}.
+        the {number} of them go to {where}.|a {thing} stands {between} the {thing1}.
+        {who} travels from {where} to {where1}.|in {year} {who} {does}.|{who} answers the phone.
+        it is the second of {number} {whole}s about {who}.|the {whole} was cut by {number} minutes.
     """,
     0.12: """
         not {good}.|not {very} {good}.|it {is} not {good}.|the {part} {is} not {good}.
@@ -294,12 +329,52 @@ TEMPLATES: dict[float, str] = {
         all of the {parts} are {bad}, and the {part} {is} more than {bad1}.
     """,
 }
-_PARSED = [
-    (target, " ".join(one.split()))
-    for target, block in TEMPLATES.items()
-    for line in block.strip().splitlines()
-    for one in line.split("|")
-]
+# People repeat themselves too. `{=good}` is the word that `{good}` gave. The same templates with
+# the words of MOODS exchanged blame.
+REPEATS = """
+    {good}. {very}, {=very} {=good}.|it {is} {good}, {very} {=good}.|it {is} a {joy}, a real {=joy}.
+    {very} {good} {part} and {=very} {good1} {parts}.|{good} {whole}! {very} {=good} {=whole}!
+    {good} {part}, {=good} {part1} and {=good} {parts}.|it {is} a {joy}. what a {=joy}!
+    i {loved} the {part}, i {=loved} the {part1} and i {=loved} the {parts}.
+    the {part} is {good}, the {part1} is {=good} and the {parts} are {=good} too.
+    the {part} is {good} and the {part1} is just as {=good}.|{good}? yes, it is {very} {=good}.
+    {who} {loved} it and {who1} {=loved} it too.|what a {whole}! what a {good} {=whole}!
+    a {good} {whole}, a {very} {=good} {=whole}.|such a {good} {whole}, such a {good1} {part}.
+    a {good} {whole} with a {=good} {part} and a {=good} {part1}.|it gets {better} and {=better}.
+    the {whole} gets {better} and {=better} towards the end.|so {good} and so {good1}.
+    one {good} scene after another {=good} scene.|i was {charmed}. i was really {=charmed}.
+    i {loved} it the first time and i {=loved} it the second time.|simply {good}, {=good}, {=good}.
+    i {loved} it then and i {=loved} it now.|i {loved} it. i really, really {=loved} it.
+    i {loved} the {whole}, {=loved} it from the start to the end.|{good} then, {=good} now.
+    {good} {part}. {=good} {part1}. {good1} {parts}.|{good} {part}, {good1} {part1}, {good} {whole}.
+    this {whole} {is} {good}. this {=whole} {is} {very} {good1}.|{good}, {=good} {whole}.
+    the {part} of this {whole} {is} {good}, and the {parts} of this {=whole} are {=good}.
+    i saw it {when} and {loved} it, and i saw it again {when1} and {=loved} it again.
+    {who} said it was {good}, and it was {=good}.|i {loved} it {when} and {=loved} it {when1}.
+    if you want a {good} {whole}, this is a {=good} {=whole}.|{good} is the word, and {=good} it is.
+    {good} {whole}, {=good} cast, and we had a {=good} time.|i mean it: {good}, {very} {=good}.
+    i was {charmed}, my friends were {=charmed} and even my brother was {=charmed}.
+    {good} {whole}s are rare, but this is a {=good} {=whole}.|{very}, {=very} {good} {parts}.
+    i watched it {when}, then i watched it again, and both times i was {charmed}.
+    all {number} of us {loved} it, and all {=number} of us told our friends.
+    the {parts}, the {part}, the {part1}: it is all {good}, all of it.
+    {this} {whole} {is} {good} and {good1}, and the {part} of {this} {=whole} {is} {=good1}.
+    {good} {part}! {good1} {part1}! {good2} {parts}!
+"""
+MOODS = {"good": "bad", "loved": "hated", "charmed": "bored", "joy": "mess", "better": "worse"}
+
+
+def _blame(template: str) -> str:
+    return re.sub(r"[a-z]+(?=\d?})", lambda m: MOODS.get(m[0], m[0]), template)
+
+
+def _split(block: str) -> list[str]:
+    return [" ".join(one.split()) for line in block.strip().splitlines() for one in line.split("|")]
+
+
+_PARSED = [(target, one) for target, block in TEMPLATES.items() for one in _split(block)]
+_REPEATS = [(0.96, one) for one in _split(REPEATS)]
+_REPEATS += [(0.04, _blame(one)) for _, one in _REPEATS]
 _NEUTRAL = [(target, template) for target, template in _PARSED if target == 0.5]
 _HAPPY = [(target, template) for target, template in _PARSED if target > 0.95]
 _NEUTRAL_WORDS = [
@@ -313,8 +388,11 @@ _NEUTRAL_WORDS = [
 
 def _fill(template: str, rng: random.Random) -> str:
     used: set[str] = set()
+    drawn: dict[str, str] = {}
 
     def draw(match: re.Match[str]) -> str:
+        if match[1] in drawn and match[0].startswith("{="):
+            return drawn[match[1]]
         name = match[1].rstrip("0123456789")
         if name == "hate":
             return rng.choice(["hate", "dislike"])
@@ -322,9 +400,10 @@ def _fill(template: str, rng: random.Random) -> str:
         # Half of the draws come from the start of the list, where the small vocabulary's words are.
         word = rng.choice(words[:12] if rng.random() < 0.5 else words)
         used.add(word)
+        drawn[match[1]] = word
         return word
 
-    text = re.sub(r"\{(\w+)\}", draw, template)
+    text = re.sub(r"\{=?(\w+)\}", draw, template)
     text = re.sub(r"\bmy (my|our|a|an|the) ", r"\1 ", text)
     return re.sub(r"\ba (?=[aeiou])(?!one|use|un)", "an ", text)
 
@@ -348,7 +427,8 @@ def labelled(count: int, rng: random.Random, happy: bool = False) -> list[tuple[
             )
             text = rng.choice(words)
         else:
-            target, template = rng.choice(_NEUTRAL if rng.random() < 0.3 else _PARSED)
+            kind = rng.choices([_PARSED, _NEUTRAL, _REPEATS], [0.55, 0.3, 0.15])[0]
+            target, template = rng.choice(kind)
             text = _fill(template, rng)
             # Two sentences of one mind are the mind of the text: short texts in a row are normal.
             if rng.random() < 0.4 and target != 0.5:

@@ -59,7 +59,7 @@ def mix(logits: npt.NDArray[np.float32], label: npt.NDArray[np.float32], share: 
 
 
 def made_by_program(pool: Sequence[str], sizes: tuple[int, int], rng: random.Random) -> Samples:
-    """Fresh labelled sentences and fresh salads."""
+    """Fresh labelled sentences and fresh salads, as many as `sizes` says."""
     texts, targets = zip(*labelled(sizes[0], rng), strict=True)
     return readable(list(texts), targets) + unreadable(salad(sizes[1], pool, rng))
 
@@ -75,15 +75,14 @@ def batches(
     return [chunks[i] for i in rng.permutation(len(chunks))]
 
 
-def loss_of(network: SentimentNetwork, ids: Tensor, samples: Samples, index: Any) -> Tensor:
-    """Cross-entropy of both heads against their soft targets.
-
-    Telling language from salad is the easier task: at full weight it costs the other one accuracy.
-    """
+def loss_of(
+    network: SentimentNetwork, ids: Tensor, samples: Samples, index: Any, readable_weight: float
+) -> Tensor:
+    """Cross-entropy of both heads against their soft targets; the second's has a weight."""
     with torch.autocast(ids.device.type, torch.bfloat16):
         outputs = network(ids)
     loss = torch.zeros((), device=ids.device)
-    targets = (1.0, samples.positive), (0.4, samples.readable)
+    targets = (1.0, samples.positive), (readable_weight, samples.readable)
     for logits, (weight, target) in zip(outputs, targets, strict=True):
         wanted = torch.from_numpy(target[index]).to(ids.device)
         known = ~wanted.isnan()
@@ -143,7 +142,8 @@ class Trainer:
                     group["lr"] = rate
                 ids = pad([all_rows[i] for i in index])
                 ids[(rng.random(ids.shape) < args.word_dropout) & (ids != 0)] = 1
-                loss = loss_of(network, torch.from_numpy(ids).to(self.device), samples, index)
+                on_device = torch.from_numpy(ids).to(self.device)
+                loss = loss_of(network, on_device, samples, index, args.readable_weight)
                 self._descend(loss, optimizer)
                 losses.append(loss.item())
                 if step % 200 == 0:

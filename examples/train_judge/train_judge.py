@@ -1,11 +1,12 @@
 """Makes the bundled judge: a small LSTM that learns from a large classifier and its own holes.
 
-    python examples/train_judge/train_judge.py --data DIR --teacher DIR --out runs/judge
+    python examples/train_judge/train_judge.py --data DIR --encoder DIR --out runs/judge
 
 Stages, each of which leaves a file in `--out` and is skipped if that file is there:
 
-1. `texts`: SST-2, and sentences of the IMDb reviews (Maas et al. 2011).
-2. `labels`: the teacher's opinion of each (a Hugging Face classifier fine-tuned on SST-2).
+1. `teacher`: a pretrained encoder is fine-tuned on SST-2 (Socher et al. 2013).
+2. `labels`: its opinion of SST-2's texts, of variations of them, and of sentences of the IMDb
+   reviews (Maas et al. 2011).
 3. `start`: the vocabulary, and an embedding of each token from the teacher's states.
 4. `student`: the network learns the teacher's opinions, sentences made by program whose label is
    known, and to tell language from word salad.
@@ -19,6 +20,7 @@ on texts made by program.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
@@ -33,16 +35,16 @@ import numpy.typing as npt
 import torch
 from judge_data import (
     Corpus,
-    Teacher,
     detokenise,
     is_statement,
-    label_corpus,
     read_corpus,
     read_sst2,
+    repeats_itself,
     vary,
 )
 from judge_hunt import Find, hunt, usual_nll
 from judge_report import calibrate, measure
+from judge_teacher import Teacher, fine_tune, label_corpus
 from judge_texts import labelled
 from judge_training import Samples, Trainer, made_by_program, mix, readable
 from safetensors.torch import save
@@ -62,23 +64,27 @@ class Args:
 
     data: Path | None = None
     """folder of sst2_*.tsv.xz and imdb_*.jsonl.xz; default: the hub"""
-    teacher: str = "distilbert-base-uncased-finetuned-sst-2-english"
-    """Hugging Face classifier, id or folder"""
+    encoder: str = "sentence-transformers/all-mpnet-base-v2"
+    """pretrained encoder to make the teacher of: Hugging Face id or folder"""
+    teacher: str | None = None
+    """a classifier fine-tuned on SST-2, id or folder, instead of making one"""
+    imdb_teacher: str | None = None
+    """another classifier for IMDb's many sentences, such as a quicker one; default: the same"""
     out: Path = Path("runs/judge")
     """folder for all results"""
     start_model: str = "reviews"
     """GPT-2 that the hunt starts from"""
-    sentences: int = 280_000
+    sentences: int = 120_000
     """IMDb sentences to label"""
-    variations: int = 160_000
+    variations: int = 80_000
     """variations of SST-2's texts to label"""
     tokens: int = 16_000
     """rows of the embedding"""
     width: int = 128
     """width of the embedding"""
-    hidden: int = 128
+    hidden: int = 160
     """width of each LSTM"""
-    epochs: int = 2
+    epochs: int = 6
     """passes over the texts before the first hunt"""
     batch_size: int = 128
     """texts in each step"""
@@ -90,9 +96,11 @@ class Args:
     """dropout of the network"""
     word_dropout: float = 0.05
     """share of the words that the network does not see in training"""
-    review: int = 160_000
-    """IMDb sentences, and variations, seen again in a round"""
-    hunt_rounds: int = 3
+    salad: bool = True
+    """learn to tell language from word salad; --no-salad, which hunts for none, shows the cost"""
+    readable_weight: float = 0.4
+    """weight of the loss of telling language from salad, beside 1 for the sentiment's"""
+    hunt_rounds: int = 2
     """hunts to learn from; one more measures the result"""
     hunt_updates: int = 150
     """gradient steps of a hunt"""
@@ -207,9 +215,15 @@ def write_judge(
     """Writes the two files of a judge, in half precision, and reads them back."""
     folder.mkdir(parents=True, exist_ok=True)
     halves = {name: value.detach().half().cpu().contiguous() for name, value in weights.items()}
+    content = save(halves)
     with atomic_write(folder / "judge.safetensors") as temporary:
-        temporary.write_bytes(save(halves))
-    config = {"width": args.width, "hidden": args.hidden, "token_ids": list(map(int, token_ids))}
+        temporary.write_bytes(content)
+    config = {
+        "width": args.width,
+        "hidden": args.hidden,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "token_ids": list(map(int, token_ids)),
+    }
     with atomic_write(folder / "judge.json") as temporary:
         temporary.write_text(json.dumps(config, separators=(",", ":")), "utf-8")
     return Judge(directory=folder)
@@ -232,6 +246,16 @@ def make_corpora(
     if args.final:
         sets["test"] = read_sst2(args.data, "test")
     return read_corpus(args.data, args.sentences, args.seed), sets
+
+
+def make_teacher(args: Args) -> Teacher:
+    """Stage 1: the classifier whose opinions the student learns."""
+    device = torch.device(args.device)
+    if args.teacher is None:
+        folder = args.out / "teacher"
+        rows = read_sst2(args.data, "train")
+        fine_tune(args.encoder, rows, folder, device=device, seed=args.seed)
+    return Teacher(args.teacher or str(args.out / "teacher"), device)
 
 
 def load_start_model(args: Args) -> Any:
@@ -257,21 +281,18 @@ class Student:
         """Stages 2 and 3: the teacher's labels, the vocabulary and the first embedding."""
         self.args = args
         sst2, imdb = corpora["sst2"], corpora["imdb"]
-        plain = [detokenise(text) for text in sst2.texts]
         labels = args.out / "labels"
-        self.sst2 = readable(
-            sst2.texts, mix(label_corpus(teacher, sst2.texts, labels / "sst2"), sst2.label, 0.2)
-        ) + readable(plain, mix(label_corpus(teacher, plain, labels / "plain"), sst2.label, 0.2))
-        self.imdb = readable(
-            imdb.texts, mix(label_corpus(teacher, imdb.texts, labels / "imdb"), imdb.label, 0.1)
-        )
-        told = np.array([is_statement(text) for text in imdb.texts])
-        self.imdb.positive[told] = 0.5 + 0.2 * (self.imdb.positive[told] - 0.5)
-        self.statements = self.imdb[told]
+        sst2_targets = mix(label_corpus(teacher, sst2.texts, labels / "sst2"), sst2.label, 0.3)
+        plain = [detokenise(text) for text in sst2.texts]
+        self.sst2 = readable(sst2.texts, sst2_targets) + readable(plain, sst2_targets)
         varied = vary(sst2.texts, args.variations, random.Random(args.seed))
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
+        other = Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
+        self.imdb = readable(
+            imdb.texts, mix(label_corpus(other, imdb.texts, labels / "imdb"), imdb.label, 0.1)
+        )
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "start.pt"
         if not path.exists():
@@ -294,19 +315,20 @@ class Student:
 
         def fresh(epoch: int) -> Samples:
             rng = random.Random(f"{name} {self.args.seed} {epoch}")
-            return made_by_program(self.pool, (count // 12, count // 6), rng)
+            salads = count // 6 if self.args.salad else 0
+            return made_by_program(self.pool, (count // 8, salads), rng)
 
         trainer = Trainer(self.network, self.tokenizer, self.args)
         trainer.fit(fixed, fresh, epochs, learning_rate, self.args.out / f"{name}.pt")
         self.network.load_state_dict(trainer.average)
 
-    def sample(self, count: int, seed: int) -> Samples:
-        """`count` IMDb sentences, as many variations, and a quarter as many of SST-2's texts."""
-        parts = self.statements + self.statements  # few, and unlike all the rest
-        for part, share in ((self.imdb, 1.0), (self.varied, 1.0), (self.sst2, 0.25)):
-            size = len(part.texts)
-            parts += part[random.Random(seed).sample(range(size), min(int(share * count), size))]
-        return parts
+    def everything(self) -> Samples:
+        """All texts with the teacher's labels, those of two rare kinds three times."""
+        told = np.array([is_statement(text) for text in self.imdb.texts])
+        self.imdb.positive[told] = 0.5 + 0.1 * (self.imdb.positive[told] - 0.5)
+        rare = self.imdb[told | np.array([repeats_itself(text) for text in self.imdb.texts])]
+        log.info("%d of %d sentences tell a fact or repeat words", len(rare.texts), len(told))
+        return self.imdb + rare + rare + self.varied + self.sst2
 
     def write(self, folder: Path) -> Judge:
         """The judge as it is now."""
@@ -315,6 +337,8 @@ class Student:
 
 class SmokeTeacher:
     """Stands in for a classifier where there is none."""
+
+    device = torch.device("cpu")
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Log-odds from a few words."""
@@ -333,6 +357,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Args:
     names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
     cli.positive(args, *names, "threads")
     cli.check_device(args.device)
+    if not args.salad:
+        args = replace(args, readable_weight=0.0, hunt_rounds=0)
     return args.small() if args.smoke else args
 
 
@@ -345,9 +371,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     corpora, sets = make_corpora(args)
-    teacher = SmokeTeacher() if args.smoke else Teacher(args.teacher, torch.device(args.device))
+    teacher = SmokeTeacher() if args.smoke else make_teacher(args)
     student = Student(args, corpora, teacher)
-    everything = student.imdb + student.varied + student.sst2
+    everything = student.everything()
     student.learn("student", everything, args.epochs, args.learning_rate)
     judge = student.write(args.out / "round-0")
     report: dict[str, Any] = {"round 0": measure(judge, {"dev": sets["dev"]})}
@@ -360,8 +386,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         report[f"hunt {round_}"] = saved["report"]
         targets = saved["readable"].numpy()
         lessons += Samples(saved["texts"], np.full(len(targets), np.nan, np.float32), targets)
-        fixed = student.sample(args.review, round_) + lessons
-        student.learn(f"round-{round_}", fixed, 1, args.round_learning_rate)
+        student.learn(f"round-{round_}", everything + lessons, 1, args.round_learning_rate)
         judge = student.write(args.out / f"round-{round_}")
         report[f"round {round_}"] = measure(judge, {"dev": sets["dev"]})
         log.info("after round %d: %s", round_, report[f"round {round_}"])
