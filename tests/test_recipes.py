@@ -377,7 +377,7 @@ def test_the_picture_and_the_row_of_results(tmp_path, capsys):
     for seed, sentiment in enumerate((0.8, 0.9)):
         run = tmp_path / f"seed{seed}"
         run.mkdir()
-        names = ("sentiment", "vader", "perplexity", "distinct_texts", "kl", "length")
+        names = ("sentiment", "vader", "perplexity", "distinct_texts", "kl", "gap", "length")
         ends = {"before": dict.fromkeys(names, 0.0), "after": dict.fromkeys(names, sentiment)}
         summary = ends | {"arguments": {"target_length": [8, 20]}, "seconds": 60.0}
         (run / "summary.json").write_text(json.dumps(summary), "utf-8")

@@ -33,6 +33,7 @@ COLUMNS = [
     ("perplexity", "perplexity", ".1f"),
     ("distinct texts", "distinct_texts", ".1%"),
     ("KL", "kl", ".2f"),
+    ("gap", "gap", ".2f"),
     ("length", "length", ".1f"),
 ]
 
