@@ -6,7 +6,8 @@ and stable-baselines3's PPO on our GPT2Policy. Every run is a process of its own
 seed. Between updates the clock stops and fresh texts are measured, with the same code for all.
 
 Each run is a line of OUT/runs.jsonl. The same command goes on where it was stopped; runs of other settings, of
-another judge or of another start model are kept, and stand in rows of their own.
+another judge or of another start model are kept, and stand in rows of their own. With --seeds 0 it prints the table
+alone.
 
 OMP_NUM_THREADS=1 python tests/benchmarks/bench_quality.py --out runs/quality
 OMP_NUM_THREADS=1 python tests/benchmarks/bench_quality.py --contenders trl --seeds 1 --learning-rate 3e-4 --out runs/scan
