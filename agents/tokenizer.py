@@ -6,6 +6,7 @@ With them, `AutoTokenizer` and `pipeline("text-generation")` work on a saved mod
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) ->
             [normalizers.Prepend(" "), normalizers.Replace(Regex(r"^ (?=[^\p{L}\p{N}])"), "")]
         )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    if marks := _marks(vocabulary):
+        # A word list has no merges: "!?" is one piece to GPT-2's pattern, and two words of the list.
+        alone = pre_tokenizers.Split(Regex("|".join(map(re.escape, marks))), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, alone])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT])
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -82,15 +87,24 @@ def _holds_all_bytes(vocabulary: Vocabulary) -> bool:
     return {bytes([b]) for b in range(256)} <= set(vocabulary.token_bytes)
 
 
+def _marks(vocabulary: Vocabulary) -> list[str]:
+    """The tokens of a word list without a letter or digit, as they are spelled, the longest first."""
+    if _holds_all_bytes(vocabulary):
+        return []
+    texts = [token.decode("utf-8", "replace") for token in vocabulary.token_bytes[:-1]]
+    marks = [text for text in texts if text.strip() and not any(map(str.isalnum, text))]
+    return sorted((_spell(text.encode()) for text in marks), key=len, reverse=True)
+
+
+def _spell(token: bytes) -> str:
+    characters = byte_characters()
+    return "".join(characters[b] for b in token)
+
+
 def _model(vocabulary: Vocabulary) -> Any:
     from tokenizers import models
 
-    characters = byte_characters()
-
-    def spell(token: bytes) -> str:
-        return "".join(characters[b] for b in token)
-
-    rows = {spell(t): row for row, t in enumerate(vocabulary.token_bytes[:-1])}
+    rows = {_spell(t): row for row, t in enumerate(vocabulary.token_bytes[:-1])}
     rows[END_OF_TEXT] = vocabulary.end_index
     if not _holds_all_bytes(vocabulary):
         return models.WordLevel(rows)
@@ -99,7 +113,7 @@ def _model(vocabulary: Vocabulary) -> Any:
     ranks = gpt2_ranks()
     held = set(vocabulary.token_bytes[:-1])
     merges = [
-        (spell(token[:i]), spell(token[i:]))
+        (_spell(token[:i]), _spell(token[i:]))
         for token in sorted(held, key=ranks.__getitem__)
         for i in range(1, len(token))
         if token[:i] in held and token[i:] in held

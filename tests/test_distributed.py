@@ -342,9 +342,9 @@ def test_example_under_torchrun_writes_everything_once(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("update    2/2") == 1
     assert {
-        "arguments.json", "checkpoint-1.zip", "checkpoint.zip", "gpt2", "learning_curves.png", "monitor.csv",
-        "progress.csv", "samples.md",
-        "summary.json",
+        "arguments.json", "checkpoint-1.zip", "checkpoint.zip", "evaluation.png", "gpt2",
+        "learning_curves.png", "monitor.csv", "progress.csv", "report.html", "samples.jsonl",
+        "samples.md", "start_texts.npz", "summary.json",
     } == {p.name for p in out.iterdir()}  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     assert summary["hardware"]["processes"] == 2

@@ -62,6 +62,16 @@ def test_tokens_and_texts_are_the_vocabularys(saved, data, words, text):
     assert tokenizer(written, add_special_tokens=False).input_ids == expected
 
 
+def test_marks_of_a_word_list_are_words_of_their_own(saved):
+    _, tokenizer, vocabulary = saved
+    for text in (" good film!!", " great,.", " good.!, film"):
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        try:
+            assert ids == vocabulary.encode(text).tolist()
+        except ValueError:  # to GPT-2 "!!" is a token, which the list does not hold
+            assert tokenizer.decode(ids) == text
+
+
 def test_a_text_stands_behind_end_of_text(saved):
     _, tokenizer, vocabulary = saved
     assert len(tokenizer) == len(vocabulary)

@@ -74,9 +74,9 @@ class Args:
     """folder for all results"""
     start_model: str = "reviews"
     """GPT-2 that the hunt starts from"""
-    sentences: int = 120_000
+    sentences: int = 80_000
     """IMDb sentences to label"""
-    variations: int = 80_000
+    variations: int = 40_000
     """variations of SST-2's texts to label"""
     tokens: int = 16_000
     """rows of the embedding"""
@@ -84,7 +84,7 @@ class Args:
     """width of the embedding"""
     hidden: int = 160
     """width of each LSTM"""
-    epochs: int = 6
+    epochs: int = 5
     """passes over the texts before the first hunt"""
     batch_size: int = 128
     """texts in each step"""
@@ -100,7 +100,7 @@ class Args:
     """learn to tell language from word salad; --no-salad, which hunts for none, shows the cost"""
     readable_weight: float = 0.4
     """weight of the loss of telling language from salad, beside 1 for the sentiment's"""
-    hunt_rounds: int = 2
+    hunt_rounds: int = 1
     """hunts to learn from; one more measures the result"""
     hunt_updates: int = 150
     """gradient steps of a hunt"""
