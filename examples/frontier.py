@@ -154,9 +154,9 @@ def draw(path: Path, result: dict[str, Any]) -> None:
         line("start", "s", color="black", ms=7, label="start model")
         line("trained", "o-", color="tab:red", lw=1, label="REINFORCE")
         for p in result["best_of_n"][1:]:
-            axis.annotate(f"n={p['n']}", (p["kl"], p[measure]), (4, -11), textcoords="offset points", fontsize=7, color="tab:blue")  # fmt: skip
+            axis.annotate(f"n={p['n']}", (p["kl"], p[measure]), (-4, 6), textcoords="offset points", ha="right", fontsize=7, color="tab:blue")  # fmt: skip
         for p in result["trained"]:
-            axis.annotate(f"β={p['beta']}", (p["kl"], p[measure]), (5, 4), textcoords="offset points", fontsize=8, color="tab:red")  # fmt: skip
+            axis.annotate(f"β={p['beta']}", (p["kl"], p[measure]), (6, -10), textcoords="offset points", fontsize=8, color="tab:red")  # fmt: skip
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("KL to the start model (nats a text)")
         axis.grid(alpha=0.3)
