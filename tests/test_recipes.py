@@ -132,7 +132,8 @@ def test_the_first_block_runs_in_a_fresh_interpreter(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert re.match(r"[+-]\d\.\d\d .", done.stdout)
+    # A text is empty if the first of the random tokens ends it: once in a hundred runs.
+    assert re.match(r"[+-]\d\.\d\d ", done.stdout)
 
 
 # ------------------------------------------------------------------------------- what blocks result in
