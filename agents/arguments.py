@@ -206,9 +206,8 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
 
 def training_command(values: Mapping[str, Any]) -> str:
     """The command that starts a run with these values by flag, without those that the preset sets."""
-    preset = json.loads(
-        json.dumps(PRESETS[values["preset"]].flat())
-    )  # tuples are lists, as in values
+    # Tuples become lists, as in values that were read from JSON.
+    preset = json.loads(json.dumps(PRESETS[values["preset"]].flat()))
     own = ("preset", "seed", "out", "resume", "quiet")
     changed = {
         name: values[name]

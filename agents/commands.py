@@ -183,7 +183,8 @@ class Evaluate:
         own = {self.judge: (f"{self.judge}, a further judge", "−1 to 1", "+.3f")}
         for name, (title, unit, form) in (report.MEASURES | own).items():
             if name in result:
-                interval = _interval([s.get(name) for s in samples], form)
+                # Nothing for what is no mean over texts.
+                interval = report.interval([s[name] for s in samples if name in s], form)
                 if name == "gap":
                     interval = f"± {1.96 * result['gap_standard_error']:{form}}"
                 table.add_row(title, f"{result[name]:{form}}", interval, unit)
@@ -221,15 +222,6 @@ class Evaluate:
             frontier=loaded.frontier,
             kl_coef=loaded.kl_coef,
         )
-
-
-def _interval(values: Sequence[float | None], form: str) -> str:
-    """Half of a 95 % interval of the mean; nothing for what is no mean over texts."""
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < 2:
-        return ""
-    half = 1.96 * float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers))
-    return f"± {half:{form.lstrip('+')}}"
 
 
 @dataclass

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -17,7 +18,7 @@ from agents import distributed
 from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy, masked_places
-from agents.rollout import collect_episodes
+from agents.rollout import collect_episodes, numbers
 from agents.sampling import at_least_float32
 from text_sentiment_env import SentimentModel, Vocabulary
 
@@ -132,15 +133,15 @@ def _evaluate(
         "distinct_2": _distinct(words, 2),
         "distinct_texts": len({info["text"] for info in infos}) / n,
     }
-    numbers = _numbers(infos, judges)
-    result |= {name: float(np.mean(values)) for name, values in numbers.items()}
+    measures = _numbers(infos, judges)
+    result |= {name: float(np.mean(values)) for name, values in measures.items()}
     columns: dict[str, Sequence[Any]] = {
         "prompt": prompts,
         "text": [info["text"] for info in infos],
         "tokens": [_pieces(vocabulary, tokens) for tokens in generated],
         "reward": rewards,
         "kl": kls,
-        **numbers,
+        **measures,
     }
     rows = zip(*columns.values(), strict=True)
     result["samples"] = [dict(zip(columns, row, strict=True)) for row in rows]
@@ -151,13 +152,12 @@ def _numbers(
     infos: Sequence[Mapping[str, Any]], judges: Mapping[str, SentimentModel]
 ) -> dict[str, list[float]]:
     """Every number of the last steps' infos, and the scores of other judges, text by text."""
-    numbers = {
-        name: [info[name] for info in infos]
-        for name, value in infos[0].items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
     texts = [info["text"] for info in infos]
-    return numbers | {name: np.asarray(judge(texts)).tolist() for name, judge in judges.items()}
+    columns: dict[str, npt.ArrayLike] = {
+        name: [info[name] for info in infos] for name in numbers(infos)
+    }
+    columns |= {name: judge(texts) for name, judge in judges.items()}
+    return {name: np.asarray(column).tolist() for name, column in columns.items()}
 
 
 def _token_sums(

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.atomic import atomic_write
 from agents.policy import GPT2Policy
-from agents.rollout import Episodes, collect_episodes
+from agents.rollout import Episodes, collect_episodes, numbers
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
@@ -258,9 +258,8 @@ def _collect(policy: GPT2Policy, env: VecEnv) -> Episodes:
 def _measure(episodes: Episodes, judges: Mapping[str, SentimentModel]) -> dict[str, Floats]:
     infos = episodes.infos
     columns = {"reward": episodes.rewards.sum(1).double().cpu().numpy()}
-    for name, value in infos[0].items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            columns[name] = np.array([info[name] for info in infos], np.float64)
+    for name in numbers(infos):
+        columns[name] = np.array([info[name] for info in infos], np.float64)
     texts = [info["text"] for info in infos]
     for name, judge in judges.items():
         columns[name] = np.asarray(judge(texts), np.float64)

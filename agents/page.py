@@ -14,7 +14,7 @@ from agents import figures
 from agents.arguments import training_command
 from agents.atomic import atomic_write
 from agents.display import contributions
-from agents.report import MEASURES, Record, Sample, measure_rows
+from agents.report import MEASURES, Record, Sample, interval, measure_rows
 from text_sentiment_env import SentimentModel
 
 PAIRS, EXTREMES = 12, 10  # texts shown side by side; best and worst texts
@@ -88,10 +88,8 @@ def _rows(record: Record) -> list[dict[str, str]]:
     for measure in measure_rows(record.summary):
         row, name = measure._asdict(), measure.name
         for when, samples in record.samples.items():
-            row[f"{when}_interval"] = ""
-            if len(samples) > 1 and name in samples[0]:
-                error = record.values(when, name).std(ddof=1) / len(samples) ** 0.5
-                row[f"{when}_interval"] = f"± {1.96 * error:{MEASURES[name][2].lstrip('+')}}"
+            values = record.values(when, name).tolist() if samples and name in samples[0] else []
+            row[f"{when}_interval"] = interval(values, MEASURES[name][2])
         rows.append(row)
     return rows
 

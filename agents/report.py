@@ -159,6 +159,14 @@ def _cell(text: str) -> str:
     return text.strip().replace("|", "\\|").replace("\n", " ↵ ") or "*(empty)*"
 
 
+def interval(values: Sequence[float], form: str) -> str:
+    """Half of a 95 % interval of the mean, with the format of the mean; empty for one value."""
+    if len(values) < 2:
+        return ""
+    half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return f"± {half:{form.lstrip('+')}}"
+
+
 class MeasureRow(NamedTuple):
     """A measure of a run, formatted."""
 

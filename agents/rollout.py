@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,16 @@ from torch import Tensor
 
 from agents import distributed
 from agents.policy import GPT2Policy
+
+
+def numbers(infos: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The names of what is a number in every one of the last steps' infos."""
+    kinds = (int, float, np.number)
+    return [
+        name
+        for name in infos[0]
+        if "." not in name and all(isinstance(info.get(name), kinds) for info in infos)
+    ]
 
 
 @dataclass
@@ -37,12 +47,7 @@ class Episodes:
 
     def numbers(self) -> list[str]:
         """The names of the infos that are a number in every row."""
-        kinds = (int, float, np.number)
-        return [
-            name
-            for name in self.infos[0]
-            if "." not in name and all(isinstance(info.get(name), kinds) for info in self.infos)
-        ]
+        return numbers(self.infos)
 
     def gather(self) -> Episodes:
         """The whole batch, of which each rank holds its own rows."""

@@ -41,18 +41,16 @@ from agents.logs import TensorBoard, TextLog, Tracker
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
-OUR_JUDGES = ("vader", "bundled")
-
 # ------------------------------------------------------------------------------------------- parts
 
 
-def make_judge(name: str, device: str) -> str | SentimentModel:
+def make_judge(name: str, device: str) -> SentimentModel:
     """The judge; a network goes where the policy is, one of Hugging Face in bf16 on CUDA."""
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
-    if name == "bundled" and cuda:
-        return load_sentiment_model("bundled", device=device.replace("auto", "cuda"))
-    if name in OUR_JUDGES:
-        return name
+    if name == "vader":
+        return load_sentiment_model(name)
+    if name == "bundled":
+        return load_sentiment_model(name, device=device.replace("auto", "cuda") if cuda else "cpu")
     return load_sentiment_model(name, device=device, dtype="bfloat16" if cuda else "float32")
 
 
@@ -290,7 +288,7 @@ def train(
     args: Args,
     folder: RunFolder,
     display: RunDisplay,
-    judge: str | SentimentModel,
+    judge: SentimentModel,
     stop: StopSignals,
     tracker: Tracker | None,
 ) -> Trained:
@@ -320,8 +318,7 @@ def train(
             save = CheckpointCallback(
                 lambda model: folder.save(model, args.run.keep), args.run.save_every
             )
-            scores = load_sentiment_model(judge) if isinstance(judge, str) else judge
-            probe = ProbeCallback(display, scores, second_judges(args).get("vader"))
+            probe = ProbeCallback(display, judge, second_judges(args).get("vader"))
             with stop.deferred(request_stop), display.training(done, updates):
                 model.learn(
                     updates * args.environment.num_envs * args.environment.max_tokens,
@@ -365,7 +362,7 @@ def write_results(
     summary: Mapping[str, Any],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    judge: str | SentimentModel,
+    judge: SentimentModel,
     console: Console,
 ) -> None:
     """Writes summary, samples, model card and, last of all, the pictures; prints the outcome."""
@@ -380,5 +377,5 @@ def write_results(
     samples = before["samples"], after["samples"]
     report.write_samples(folder.path, title, *samples)
     model_card.write(folder.exported, summary)
-    page.write(folder.path, load_sentiment_model(judge) if isinstance(judge, str) else judge)
+    page.write(folder.path, judge)
     show_outcome(console, summary, *samples)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from judge_data import detokenise
+from judge_training import batches
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -63,7 +64,7 @@ def fine_tune(
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, learning_rate, weight_decay=0.01)
     ids = tokenizer([text for text, _ in kept], truncation=True, max_length=64)["input_ids"]
-    order = _in_batches(ids, batch_size, rng)
+    order = batches(ids, batch_size, rng)
     model.train()
     losses: list[float] = []
     for step, index in enumerate(bar := tqdm(order, desc="teacher", mininterval=10)):
@@ -82,14 +83,6 @@ def fine_tune(
         if step % 20 == 0:
             bar.set_postfix(loss=f"{np.mean(losses[-100:]):.4f}")
     _save(model, tokenizer, folder)
-
-
-def _in_batches(
-    rows: Sequence[Sequence[int]], size: int, rng: np.random.Generator
-) -> list[npt.NDArray[np.int64]]:
-    order = np.lexsort((rng.random(len(rows)), np.array([len(row) for row in rows])))
-    chunks = [order[i : i + size] for i in range(0, len(order), size)]
-    return [chunks[i] for i in rng.permutation(len(chunks))]
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

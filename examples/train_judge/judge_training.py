@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def made_by_program(pool: Sequence[str], sizes: tuple[int, int], rng: random.Ran
 
 
 def batches(
-    rows: Sequence[npt.NDArray[np.int64]], size: int, rng: np.random.Generator
+    rows: Sequence[Sized], size: int, rng: np.random.Generator
 ) -> list[npt.NDArray[np.int64]]:
     """Random batches of texts of like length, in random order."""
     lengths = np.array([len(row) for row in rows])
