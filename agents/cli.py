@@ -45,6 +45,7 @@ def parse(
     argv: Sequence[str] | None = None,
     description: str | None = None,
     default: T | None = None,
+    smoke: T | None = None,
 ) -> T:
     """Reads flags into a dataclass; `--help` prints and exits.
 
@@ -53,10 +54,20 @@ def parse(
         argv: the command line; None: this program's.
         description: text above the flags in `--help`.
         default: the flags' defaults; None: the class's.
+        smoke: the defaults where `--smoke` is among the flags, for a run of seconds.
 
     Raises:
         ValueError: for flags that are unknown or malformed.
     """
+    args = _parse(arguments, argv, description, default)
+    if smoke is not None and vars(args)["smoke"]:
+        return _parse(arguments, argv, description, smoke)
+    return args
+
+
+def _parse(
+    arguments: type[T], argv: Sequence[str] | None, description: str | None, default: T | None
+) -> T:
     printed = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": copy.deepcopy(default)}
     try:

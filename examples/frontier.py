@@ -180,9 +180,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
-    args = cli.parse(Args, argv, __doc__)
-    if args.smoke:  # flags that are given stay as they are
-        args = cli.parse(Args, argv, __doc__, default=SMOKE)
+    args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
     out, console = Path(args.out), Console()
     out.mkdir(parents=True, exist_ok=True)
     start = make_model(args, args.betas[0]).policy  # not yet trained

@@ -42,6 +42,23 @@ def test_the_default_is_not_changed():
     assert default == Args("x")
 
 
+@dataclass
+class Program:
+    steps: int = 1000
+    """of training"""
+    rate: float = 0.1
+    """a number"""
+    smoke: bool = False
+    """other defaults"""
+
+
+def test_smoke_changes_defaults_and_no_flag_that_is_given():
+    smoke = Program(steps=2, smoke=True)
+    assert cli.parse(Program, ["--rate=0.5"], smoke=smoke) == Program(rate=0.5)
+    assert cli.parse(Program, ["--smoke", "--rate=0.5"], smoke=smoke) == Program(2, 0.5, True)
+    assert cli.parse(Program, ["--steps=1000", "--smoke"], smoke=smoke) == Program(smoke=True)
+
+
 def test_values_become_arguments_and_back():
     values = {"out": "--strange", "loud": False, "rate": 1 / 3, "target_length": [3, 4]}
     assert cli.from_values(Args, values) == Args("--strange", False, 1 / 3, Part((3, 4)))

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from pretrain_options import Args
+from pretrain_options import SMOKE, Args
 from review_batches import Corpus, known_words, make_corpus, small_corpus
 from review_report import Reader, make_report
 from review_texts import (
@@ -143,7 +143,7 @@ def _encoded(texts: list[str]) -> list[tuple[str, list[int]]]:
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line."""
-    args = cli.parse(Args, argv, __doc__)
+    args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.smoke:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import tyro
 
 
 @dataclass
@@ -66,16 +65,26 @@ class Args:
     """held-out sentences to read at most"""
     report_samples: int = 2000
     """texts to sample"""
-    smoke: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """a tiny model on made-up text, in seconds"""
-    quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    smoke: bool = False
+    """other defaults: a tiny model on made-up text, in seconds"""
+    quiet: bool = False
     """no progress bar"""
 
     def __post_init__(self) -> None:
-        if self.smoke:
-            small = {"vocab_size": 768, "n_layer": 1, "n_embd": 32, "batch_tokens": 512}
-            small |= {"broad_steps": 20, "plain_steps": 20}
-            small |= {"warmup": 5, "save_every": 10, "report_sentences": 50, "report_samples": 20}
-            vars(self).update(small)
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+SMOKE = Args(
+    broad_steps=20,
+    plain_steps=20,
+    batch_tokens=512,
+    warmup=5,
+    vocab_size=768,
+    n_layer=1,
+    n_embd=32,
+    save_every=10,
+    report_sentences=50,
+    report_samples=20,
+    smoke=True,
+)

@@ -108,7 +108,7 @@ def hunt(
     updates: int = 150,
     rows: int = 64,
     max_tokens: int = 20,
-    learning_rate: float = 1e-4,
+    learning_rate: float = 5e-4,
     seed: int = 0,
     name: str = "hunt",
 ) -> Hunt:

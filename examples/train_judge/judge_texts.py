@@ -462,6 +462,10 @@ _WORDS_BETWEEN = [
     "very", "so", "really", "with", "for", "but", "all", "my", "one", "have", "has", "had", "just",
     "movie", "film", "films", "story",
 ]
+_SAID_OFTEN = {
+    "very", "really", "so", "too", "never", "no", "yes", "ha", "blah", "long", "much", "many",
+    "more", "way", "far", "big",
+}
 # fmt: on
 _FUNCTION_WORDS = [*_WORDS_BETWEEN, ".", ",", "!"]
 
@@ -603,6 +607,33 @@ def _chain(rng: random.Random, pool: Sequence[str]) -> str:
     return text.strip(" ,") + rng.choice(["", ".", "!"])
 
 
+def _stutter(rng: random.Random, pool: Sequence[str]) -> str:
+    """A sentence with one of its words said three times or more: *I recommend watching watching...*
+
+    Words that people do say so are left alone: *really really really good*.
+    """
+    pool = [labelled(1, rng, happy=True)[0][0]] if rng.random() < 0.5 else pool
+    words = rng.choice(pool).split()
+    places = [
+        i for i, word in enumerate(words) if word.isalpha() and word.lower() not in _SAID_OFTEN
+    ]
+    i = rng.choice(places or [0])
+    words[i:i] = [words[i]] * rng.randint(2, 4)
+    return " ".join(words)
+
+
+def _marks(rng: random.Random, pool: Sequence[str]) -> str:
+    """Punctuation in a row, alone or behind a word or the start of a sentence: *love,,,,,,,,*
+
+    Behind words it is not of full stops, exclamation and question marks alone: people write those.
+    """
+    words = rng.choice([[], [_polar(rng)], rng.choice(pool).split()[: rng.randint(1, 6)]])
+    odd, ends = [",", ",", ";", ":", "-", '"', "'", "(", ")", "*"], [".", "!", "?"]
+    few = [rng.choice(odd if words else odd + ends), *rng.sample(odd + ends, rng.choice([0, 0, 2]))]
+    row = [few[0], *rng.choices(few, k=rng.randint(5, 19))]
+    return " ".join(words) + rng.choice(["", " "]).join(["", *row])
+
+
 SALADS: list[Callable[[random.Random, Sequence[str]], str]] = [
     _repeat,
     _string,
@@ -616,6 +647,8 @@ SALADS: list[Callable[[random.Random, Sequence[str]], str]] = [
     _insert,
     _slip,
     _chain,
+    _stutter,
+    _marks,
 ]
 
 

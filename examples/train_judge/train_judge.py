@@ -74,9 +74,9 @@ class Args:
     """folder for all results"""
     start_model: str = "reviews"
     """GPT-2 that the hunt starts from"""
-    sentences: int = 80_000
+    sentences: int = 160_000
     """IMDb sentences to label"""
-    variations: int = 40_000
+    variations: int = 120_000
     """variations of SST-2's texts to label"""
     tokens: int = 16_000
     """rows of the embedding"""
@@ -84,7 +84,7 @@ class Args:
     """width of the embedding"""
     hidden: int = 160
     """width of each LSTM"""
-    epochs: int = 5
+    epochs: int = 10
     """passes over the texts before the first hunt"""
     batch_size: int = 128
     """texts in each step"""
@@ -100,7 +100,7 @@ class Args:
     """learn to tell language from word salad; --no-salad, which hunts for none, shows the cost"""
     readable_weight: float = 0.4
     """weight of the loss of telling language from salad, beside 1 for the sentiment's"""
-    hunt_rounds: int = 1
+    hunt_rounds: int = 2
     """hunts to learn from; one more measures the result"""
     hunt_updates: int = 150
     """gradient steps of a hunt"""
@@ -113,20 +113,19 @@ class Args:
     final: bool = False
     """measure on SST-2's test sentences too"""
     smoke: bool = False
-    """every stage in seconds, on texts made by program"""
+    """other defaults: every stage in seconds, on texts made by program"""
 
-    def small(self) -> Args:
-        """These arguments with the sizes of --smoke."""
-        return replace(
-            self,
-            variations=100,
-            tokens=500,
-            width=16,
-            hidden=16,
-            epochs=2,
-            hunt_rounds=min(self.hunt_rounds, 1),
-            hunt_updates=2,
-        )
+
+SMOKE = Args(
+    variations=100,
+    tokens=500,
+    width=16,
+    hidden=16,
+    epochs=2,
+    hunt_rounds=1,
+    hunt_updates=2,
+    smoke=True,
+)
 
 
 # ---------------------------------------------------------------------------------------- 3. start
@@ -353,13 +352,13 @@ class SmokeTeacher:
 
 
 def parse_arguments(argv: Sequence[str] | None) -> Args:
-    args = cli.parse(Args, argv, __doc__)
+    args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
     names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
     cli.positive(args, *names, "threads")
     cli.check_device(args.device)
     if not args.salad:
         args = replace(args, readable_weight=0.0, hunt_rounds=0)
-    return args.small() if args.smoke else args
+    return args
 
 
 @cli.errors_in_one_line
