@@ -9,6 +9,7 @@ changes that, and gives a reason:
 """
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -374,23 +375,30 @@ def test_the_two_commands():
         assert f"```bash\n{command}\n```" in text
 
 
-def test_the_picture_and_the_row_of_results(tmp_path, capsys):
+def test_the_picture_and_the_tables_of_results(tmp_path, capsys, monkeypatch):
+    measures = ("sentiment", "vader", "kl", "gap", "distinct_texts", "perplexity", "length")
     for seed, sentiment in enumerate((0.8, 0.9)):
         run = tmp_path / f"seed{seed}"
         run.mkdir()
-        names = ("sentiment", "vader", "perplexity", "distinct_texts", "kl", "gap", "length")
-        ends = {"before": dict.fromkeys(names, 0.0), "after": dict.fromkeys(names, sentiment)}
-        summary = ends | {"arguments": {"target_length": [8, 20]}, "seconds": 60.0}
+        ends = {"before": dict.fromkeys(measures, 0.0), "after": dict.fromkeys(measures, sentiment)}
+        arguments = {"target_length": [8, 20], "length_penalty": 0.5, "seed": seed}
+        summary = ends | {"arguments": arguments, "seconds": 60.0, "updates": 2}
+        for when in ("before", "after"):
+            summary[when] |= dict.fromkeys(("reward", "end_rate", "entropy"), 0.5)
         (run / "summary.json").write_text(json.dumps(summary), "utf-8")
         head = "train/n_updates,rollout/sentiment,rollout/length,train/kl"
         (run / "progress.csv").write_text(f"{head}\n1,0.1,9,0\n2,0.2,8,0.1\n", "utf-8")
-    main = runpy.run_path(str(ROOT / "examples" / "images" / "plot_runs.py"))["main"]
-    assert (
-        main([str(tmp_path / "seed0"), str(tmp_path / "seed1"), "--out", str(tmp_path / "p.png")])
-        == 0
-    )
-    row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| +0.000 → +0.850 ± 0.050 |")  # (0.9 - 0.8) / 2: deviation / √2
+        samples = [{"when": w, "reward": 0.5, "text": f" {w}."} for w in ("before", "after")]
+        (run / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)), "utf-8")
+    monkeypatch.syspath_prepend(ROOT / "examples" / "images")
+    main = importlib.import_module("plot_runs").main
+    runs = [str(tmp_path / "seed1"), str(tmp_path / "seed0")]
+    assert main([*runs, "--out", str(tmp_path / "p.png"), "--texts", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    after = next(row for row in rows if row.startswith("| after |"))
+    assert after.startswith("| after | +0.850 ± 0.050 |")  # (0.9 - 0.8) / 2: deviation / √2
+    assert [row[:12] for row in rows if row[2:3].isdigit()] == ["| 0 | +0.800", "| 1 | +0.900"]
+    assert rows[-1] == "| +0.50 | before. | +0.50 | after. |"
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
