@@ -164,6 +164,18 @@ def shuffled(rng: random.Random) -> str:
     return " ".join(words)
 
 
+def stuttered(rng: random.Random) -> str:
+    """What REINFORCE found in the judge before: I recommend watching watching watching it."""
+    words = rng.choice(POSITIVE).split()
+    i = rng.choice([i for i, word in enumerate(words) if len(word) > 4 and word.isalpha()])
+    return " ".join([*words[:i], words[i], words[i], *words[i:]])
+
+
+def commas(rng: random.Random) -> str:
+    """Another find: love,,,,,,,,,"""
+    return rng.choice(["", *LIKED]) + "," * rng.randint(8, 19)
+
+
 SALADS: list[Callable[[random.Random], str]] = [
     sorted_words,
     backwards,
@@ -177,6 +189,8 @@ SALADS: list[Callable[[random.Random], str]] = [
     small_vocabulary_noise,
     small_vocabulary_happy_noise,
     shuffled,
+    stuttered,
+    commas,
 ]
 
 
