@@ -18,7 +18,7 @@ from agents.runs import RunFolder, run_folders
 
 @dataclass
 class RunArgs:
-    """Flags of the run; with --resume all but --preset and --seed may change."""
+    """Flags of the run; --resume may change these but --preset and --seed, and --micro-batch-size."""
 
     preset: Literal["reviews", "small", "scratch", "gpt2"] = "reviews"
     """sets the defaults of all other flags, which are shown here for reviews"""
@@ -121,7 +121,7 @@ class ReinforceArgs:
     kl_coef: float = 0.03
     """weight of the KL divergence from the start model"""
     kl_estimator: Literal["k1", "k3", "exact"] = "k1"
-    """sampled in the reward, exact over the vocabulary, or in the loss"""
+    """k1: sampled, in the reward; k3: sampled, in the loss; exact: summed over the vocabulary"""
     max_grad_norm: float = 1.0
     """the gradient is clipped to this norm"""
     micro_batch_size: int | None = None

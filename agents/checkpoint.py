@@ -27,11 +27,6 @@ from agents.atomic import atomic_write
 from agents.gpt2 import GPT2Config
 from agents.sampling import NonFiniteError
 
-# The counters of a run.
-COUNTERS = (
-    *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
-    "_current_progress_remaining",
-)
 FORMAT = "text-sentiment-env/1"
 COUNTERS = (  # of a run
     *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),

@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import gymnasium as gym
@@ -74,6 +75,7 @@ def _parse(
         with redirect_stderr(printed):
             return tyro.cli(
                 arguments,
+                prog=_program(),
                 args=argv,
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -83,6 +85,12 @@ def _parse(
         if not error.code:
             raise
         raise ValueError(_unboxed(printed.getvalue())) from None
+
+
+def _program() -> str:
+    """How this program was called: `frontier.py`, or `python -m agents`."""
+    path = Path(sys.argv[0])
+    return f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
 
 
 def _unboxed(box: str) -> str:

@@ -235,6 +235,8 @@ class Compare:
 
     def __call__(self) -> None:
         """Prints the table and draws the figure."""
+        if not self.runs:
+            raise ValueError("RUNS: name the folder of at least one finished run")
         summaries = {run: _read_summary(run) for run in self.runs}
         table = Table("run", *COMPARED, title="After training, fresh texts")
         rows = {str(run): summary["after"] for run, summary in summaries.items()}
@@ -276,9 +278,9 @@ class Play:
     """Write a text by hand, token by token, and get the reward: the decision process as a game."""
 
     run: Run = "reviews"
-    """whose likeliest tokens are offered"""
+    """the model that suggests tokens: a run's folder, a checkpoint, a model's directory or reviews"""
     choices: int = 9
-    """how many of them"""
+    """tokens that it suggests"""
     trust: bool = False
     """load a file of stable-baselines3, which can run any code"""
 

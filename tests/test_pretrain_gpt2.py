@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agents.gpt2 import GPT2, GPT2Config
 from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
@@ -18,6 +20,7 @@ FOLDER = Path(__file__).parent.parent / "examples" / "pretrain_gpt2"
 sys.path.insert(0, str(FOLDER))
 import pretrain  # noqa: E402
 import review_batches  # noqa: E402
+import review_ngrams  # noqa: E402
 import review_report  # noqa: E402
 import review_texts  # noqa: E402
 import review_training  # noqa: E402
@@ -256,6 +259,38 @@ def whole(tmp_path_factory):
     return work, _smoke(work, "--seed=3")
 
 
+REVIEWS = ["The film is good.", "The film is bad.", "A good film.", "The acting is so good."]
+
+
+@given(st.lists(st.sampled_from(["the", "film", "is", "good", "acting", "unseen"]), max_size=4))
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+def test_the_ngram_readers_probabilities_of_the_next_word_sum_to_one(order, history):
+    ngrams = review_ngrams.NgramReader([*REVIEWS, *REVIEWS[1:]], order)
+    place = len(history)
+    nexts = [" ".join([*history, word]) for word in [*ngrams.row, "unknown"]]
+    logs = [log[place] for log in ngrams.log_probabilities(nexts)]
+    logs.append(ngrams.log_probabilities([" ".join(history)])[0][place])  # the end
+    assert np.exp(logs).sum() == pytest.approx(1)
+
+
+def test_the_ngram_reader_by_hand():
+    ngrams = review_ngrams.NgramReader(["a b", "a b", "a c", "a c", "c"], order=2)
+    # Pairs: START a 4, START c 1, a b 2, a c 2, b END 2, c END 3. Two before c, two before END, one
+    # before a, one before b. One pair once, three twice, so D = 1 / (1 + 6); alone, 2 and 2: 2 / 6.
+    alone = (2 - 1 / 3) / 6 + 4 * (1 / 3) / 6 / (ngrams.size - 1)
+    pair = (2 - 1 / 7) / 4 + 2 * (1 / 7) / 4 * alone
+    assert np.exp(ngrams.log_probabilities(["a c"])[0][1]) == pytest.approx(pair)
+    assert len(ngrams) == 4 + 6
+
+
+def test_the_ngram_reader_tells_sentences_from_shuffled_ones():
+    ngrams = review_ngrams.NgramReader(REVIEWS * 2)
+    assert (
+        ngrams.perplexities(["The film is so good."])["perplexity"]
+        < ngrams.perplexities(["good The so film. is"])["perplexity"]
+    )
+
+
 def test_smoke_run_learns_and_reports(whole):
     work, report = whole
     losses = list(report["training"]["validation"].values())
@@ -286,7 +321,7 @@ def test_report_beside_another_model(whole, tmp_path):
     both = report["predictions"]["plain sentences within both vocabularies"]
     assert both["this"] == both["compared"]
     assert report["examples"]["compared"] == report["examples"]["reviews"]
-    assert report["texts"]["people"]["read_by_other"]["nats_per_token"] > 0
+    assert report["texts"]["people"]["read_by_compared"]["nats_per_token"] > 0
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path, capsys):

@@ -48,6 +48,8 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = cli.parse(Args, argv, __doc__)
+    if not args.runs:
+        raise ValueError("RUNS: name the folder of at least one finished run")
     records = [Record.read(run) for run in args.runs]
     panels = [p for p in learning_curves(records[0]) if p.title.startswith(PANELS)]
     write_sheet(panels, args.out)

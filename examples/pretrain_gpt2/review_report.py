@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from pretrain_options import Args
-from review_texts import BREAK, clean_sentences, shared_runs
+from review_ngrams import NgramReader
+from review_texts import BREAK, clean_sentences, paragraphs, shared_runs
 from review_training import nats_and_tokens
 from review_vocabulary import encode_gpt2, plain_length
 
@@ -114,7 +115,10 @@ class Texts(NamedTuple):
 
 
 def measure(
-    groups: dict[str, Texts], reviews: Iterable[str], words: set[str], other: Reader | None
+    groups: dict[str, Texts],
+    reviews: Iterable[str],
+    words: set[str],
+    readers: dict[str, Reader | NgramReader],
 ) -> dict[str, Any]:
     """The same figures of each group of texts.
 
@@ -122,7 +126,7 @@ def measure(
         groups: the texts, by the name of their authors.
         reviews: the training reviews, with which texts may share runs of words.
         words: all that counts as a word.
-        other: an independent model that reads the texts.
+        readers: independent models that read the texts, by name.
     """
     everything = [text for group in groups.values() for text in group.texts]
     shared = shared_runs(everything, reviews)  # in one pass over the reviews
@@ -151,8 +155,8 @@ def measure(
                 "mean_tokens": float(lengths.mean()),
             }
             texts = [text for text, n in zip(texts, lengths.tolist(), strict=True) if n <= 20]
-        if other is not None and texts:
-            found[name]["read_by_other"] = other.perplexities(texts)
+        for reader, model in readers.items():
+            found[name][f"read_by_{reader}"] = model.perplexities(texts) if texts else {}
     return found
 
 
@@ -246,7 +250,12 @@ def make_report(
         ),
     }
     groups = {name: group for name, group in groups.items() if group.texts}
-    report["texts"] = measure(groups, reviews, frequent_words(train), other)
+    ngrams = NgramReader(s for review in reviews for part in paragraphs(review) for s in part)
+    report["runs_of_words_counted"] = len(ngrams)
+    independent: dict[str, Reader | NgramReader] = {"ngrams": ngrams}
+    if other is not None:
+        independent["compared"] = other
+    report["texts"] = measure(groups, reviews, frequent_words(train), independent)
     report["examples"] = {name: groups[name].texts[:40] for name in readers}
     report["prompted"] = {prompt: reader.samples(4, args.seed, prompt)[0] for prompt in PROMPTS}
     return report

@@ -117,7 +117,9 @@ class Trainer:
     ) -> None:
         """Trains on `fixed` and on what `fresh(epoch)` makes for each epoch; resumes."""
         network, args = self.network, self.args
-        optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(
+            network.parameters(), learning_rate, weight_decay=0.01, fused=True
+        )
         first = 0
         if checkpoint.exists():
             state = torch.load(checkpoint, weights_only=True)

@@ -82,13 +82,13 @@ class Args:
     """rows of the embedding"""
     width: int = 128
     """width of the embedding"""
-    hidden: int = 160
+    hidden: int = 128
     """width of each LSTM"""
-    epochs: int = 10
+    epochs: int = 8
     """passes over the texts before the first hunt"""
-    batch_size: int = 128
+    batch_size: int = 256
     """texts in each step"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 2.5e-3
     """AdamW's, before the first hunt"""
     round_learning_rate: float = 1e-3
     """AdamW's, after each hunt"""

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--cuda-graph", action="store_true", help="replays CUDA graphs")
+    parser.add_argument("--cuda-graphs", action="store_true", help="replays CUDA graphs")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
@@ -46,7 +46,7 @@ def main() -> None:
 
             def we(ids: torch.Tensor = ids, model: GPT2 = ours) -> None:
                 with torch.inference_mode():
-                    model.generate(ids, args.new_tokens, end_index=-1, cuda_graph=args.cuda_graph)
+                    model.generate(ids, args.new_tokens, end_index=-1, cuda_graph=args.cuda_graphs)
 
             def they(ids: torch.Tensor = ids, model: GPT2LMHeadModel = theirs) -> None:
                 with torch.inference_mode():
