@@ -20,7 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import Tensor
 
 from agents import checkpoint, distributed
-from agents.advantages import Baseline, monte_carlo_returns
+from agents.advantages import Baseline, monte_carlo_returns, normalize
 from agents.callbacks import add_progress_bar
 from agents.checkpoint import Target
 from agents.gpt2 import GPT2
@@ -302,7 +302,7 @@ class REINFORCE(BaseAlgorithm):
             )
             self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
-            began = time.perf_counter()
+            began, progress = time.perf_counter(), self.num_timesteps / total_timesteps
             callback.on_rollout_start()
             episodes = self.collect_episodes(callback)
             if episodes is None:
@@ -310,7 +310,7 @@ class REINFORCE(BaseAlgorithm):
             callback.update_locals({"episodes": episodes})
             callback.on_rollout_end()
             collected = time.perf_counter()
-            progress = self.num_timesteps / total_timesteps
+            # As of the batch's start: the first update has the whole rate, and the last one some.
             if total_updates is not None:
                 done = self._n_updates - self._first_update
                 progress = done / (last_update - self._first_update)
@@ -383,6 +383,9 @@ class REINFORCE(BaseAlgorithm):
             log_prob, entropy, values, kl, _ = gathered
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values, kl)
+            baseline = returns - advantages
+            if self.normalize_advantage:
+                advantages = normalize(advantages, episodes.mask)
 
         totals: dict[str, Tensor] = {}
         for i, part in enumerate(parts):
@@ -402,14 +405,14 @@ class REINFORCE(BaseAlgorithm):
         policy.optimizer.step()
         self._n_updates += 1
         self._record("train", measures | {"learning_rate": learning_rate})
-        means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, returns - advantages)
+        means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, baseline)
         self._record("train", means)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def advantages(
         self, episodes: Episodes, log_ratio: Tensor, values: Tensor, kl: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns and advantages (B, L) of a batch; moves the moving average on.
+        """Returns and advantages (B, L) of a batch, not normalised; moves the moving average on.
 
         Args:
             episodes: the batch.
@@ -425,11 +428,7 @@ class REINFORCE(BaseAlgorithm):
             # A token changes the KL of later distributions, not of the one it was drawn from.
             returns = returns - self.kl_coef * (monte_carlo_returns(kl, self.gamma) - kl)
         baseline = self._baseline.of(returns, mask, values)
-        advantages = (returns - baseline) * mask
-        if self.normalize_advantage:
-            written = advantages[mask]
-            advantages = mask * (advantages - written.mean()) / (written.std() + 1e-8)
-        return returns, advantages
+        return returns, (returns - baseline) * mask
 
     def loss_terms(
         self,

@@ -6,6 +6,7 @@ from helpers import letters
 from hypothesis import given
 from hypothesis import strategies as st
 from reinforce_helpers import PAD, PROMPTS, VOCABULARY, collected, make_envs, make_model
+from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import REINFORCE, GPT2Policy
 from agents.advantages import (
@@ -14,6 +15,7 @@ from agents.advantages import (
     extend_last_return,
     leave_one_out,
     monte_carlo_returns,
+    normalize,
 )
 
 
@@ -26,6 +28,33 @@ def test_returns_are_discounted_sums(rewards, gamma):
     for t in range(len(rewards)):
         expected = sum(gamma ** (k - t) * r for k, r in enumerate(rewards) if k >= t)
         assert returns[t].item() == pytest.approx(expected)
+
+
+def test_normalized_advantages_have_mean_0_and_deviation_1_where_something_is_written():
+    torch.manual_seed(0)
+    mask = torch.rand(5, 7) < 0.5
+    advantages = normalize(3 + 2 * torch.randn(5, 7, dtype=torch.float64), mask)
+    assert not advantages[~mask].any()
+    assert advantages[mask].mean().item() == pytest.approx(0, abs=1e-12)
+    assert advantages[mask].std(correction=0).item() == pytest.approx(1)
+    alone = normalize(torch.tensor([[2.0, 5.0]]), torch.tensor([[False, True]]))
+    assert not alone.any()  # a single token is its own mean
+
+
+def test_the_logged_baseline_is_what_was_subtracted():
+    records = []
+
+    class Log(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_training_end(self):
+            records.append(self.model.logger.name_to_value["train/baseline"])
+
+    for normalize_advantage in (False, True):
+        model = make_model(baseline="none", normalize_advantage=normalize_advantage)
+        model.learn(1, Log(), log_interval=100)
+    assert records == [0, 0]
 
 
 def test_an_ended_episode_keeps_its_last_return():

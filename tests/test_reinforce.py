@@ -420,6 +420,16 @@ def test_learning_rate_schedules():
     assert rates(warmup_updates=3) == pytest.approx([0.25, 0.5, 0.75, 1])
 
 
+def test_a_decaying_rate_by_tokens_begins_whole_and_ends_above_zero():
+    """A single update would otherwise have a rate of 0, and learn nothing."""
+    records = []
+    make_model(learning_rate=1.0, lr_decay="linear").learn(60, Records(records))
+    rates = [r["train/learning_rate"] for r in records]
+    assert rates[0] == 1
+    assert 0 < rates[-1] < 1
+    assert sorted(rates, reverse=True) == rates
+
+
 # ------------------------------------------------------------------------------------------ prompts
 
 
