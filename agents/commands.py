@@ -63,8 +63,8 @@ def load_models(run: str, trust: bool = False) -> Loaded:
 
     Args:
         run: a run's folder, a checkpoint, a directory in Hugging Face's format, `"reviews"`, or a zip
-            that an algorithm of stable-baselines3 saved. The last three start from themselves. What was
-            saved outside a run is in the default environment.
+            that an algorithm of stable-baselines3 saved. The last three start from themselves, in the
+            default environment. A zip outside a run has it with observations of the model's length.
         trust: lets a file of stable-baselines3 run the code that is pickled in it.
 
     Raises:
@@ -81,22 +81,21 @@ def load_models(run: str, trust: bool = False) -> Loaded:
         model = REINFORCE.load(file)
         models = model.policy.gpt2, model.reference
         if (file.parent / ARGUMENTS).is_file():
-            return _of_run(RunFolder(file.parent), *models)
+            recorded = _recorded(file.parent)
+            frontier = read_frontier(file.parent / START_TEXTS)
+            return Loaded(*models, recorded.environment, recorded.reinforce.kl_coef, frontier)
         return Loaded(*models, _environment_of(model.observation_space))
     if (path / ARGUMENTS).is_file():  # of a run that ended before its first checkpoint
         if not folder.exported.is_dir():
             raise ValueError(f"{run} holds no model: its run has saved none yet")
         gpt2 = GPT2.from_pretrained(folder.exported)
-        return _of_run(folder, gpt2, gpt2)
+        return Loaded(gpt2, gpt2, _recorded(path).environment)
     gpt2 = GPT2.from_pretrained(run)
     return Loaded(gpt2, gpt2, EnvironmentArgs())
 
 
-def _of_run(folder: RunFolder, gpt2: GPT2, reference: GPT2) -> Loaded:
-    """Models with the environment that their run has recorded."""
-    recorded = cli.from_values(Args, folder.read_arguments())
-    frontier = read_frontier(folder.path / START_TEXTS)
-    return Loaded(gpt2, reference, recorded.environment, recorded.reinforce.kl_coef, frontier)
+def _recorded(folder: Path) -> Args:
+    return cli.from_values(Args, RunFolder(folder).read_arguments())
 
 
 def _environment_of(space: gym.Space[Any]) -> EnvironmentArgs:
