@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -24,8 +25,15 @@ import tyro
 from agents import cli
 from agents.commands import Compare, Evaluate, Generate, Info, Play, Report, Watch
 
+
+@dataclass
+class Train:
+    """Train a model: the main program. `train --help` shows its flags."""
+
+
 Command = (
-    Annotated[Generate, tyro.conf.subcommand("generate")]
+    Annotated[Train, tyro.conf.subcommand("train")]  # for --help: `main` calls the program itself
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Play, tyro.conf.subcommand("play")]

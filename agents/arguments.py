@@ -174,6 +174,7 @@ PRESETS = {
         ReinforceArgs(learning_rate=1e-5, kl_coef=0.05, warmup_updates=10),
     ),
 }
+RANDOM_ONLY = ("n_layer", "n_head", "n_embd", "initial_length")  # other models bring their own
 # What --resume may change: what leaves the task and its gradient as they are.
 RESUMABLE = {f.name for f in fields(RunArgs)} - {"preset", "seed"} | {"micro_batch_size"}
 
@@ -187,6 +188,8 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
     if first.resume:
         latest = next((path for path in reversed(folders) if path.exists()), folders[0])
         folder = RunFolder(first.out or latest)
+        if not folder.checkpoints():
+            raise ValueError(f"--resume: {folder.path} holds no run with a checkpoint; check --out")
         recorded = cli.from_values(Args, folder.read_arguments())
         args = cli.parse(Args, argv, default=recorded)
         for name, value in args.flat().items():
@@ -204,13 +207,18 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
     return args
 
 
-def training_command(values: Mapping[str, Any]) -> str:
-    """The command that starts a run with these values by flag, without those that the preset sets."""
+def training_command(values: Mapping[str, Any], shown: Mapping[str, str] | None = None) -> str:
+    """The command that starts a run with these values by flag, without those that the preset sets.
+
+    Args:
+        values: by flag.
+        shown: what stands in the command for some of them.
+    """
     # Tuples become lists, as in values that were read from JSON.
     preset = json.loads(json.dumps(PRESETS[values["preset"]].flat()))
     own = ("preset", "seed", "out", "resume", "quiet")
     changed = {
-        name: values[name]
+        name: (shown or {}).get(name, values[name])
         for name in preset
         if name in values and name not in own and values[name] != preset[name]
     }
@@ -227,19 +235,17 @@ def check(args: Args) -> None:
     """
     run, rows = args.run, args.environment.num_envs
     cli.positive(run, "updates", "save_every", "keep", "eval_episodes")
-    if run.start_episodes < 0:
-        raise ValueError(f"--start-episodes {run.start_episodes}: must be 0 or more")
+    cli.at_least(0, run, "start_episodes")
     cli.positive(args.environment, "num_envs", "max_tokens")
     cli.positive(args.start, "n_layer", "n_head", "n_embd")
-    if args.start.model != "random" and args.start.initial_length is not None:
-        raise ValueError(
-            f"--initial-length {args.start.initial_length}: only for --model random; leave it out"
-        )
+    # A run that is resumed may have recorded one from before they were refused.
+    for name in () if args.start.model == "random" or run.resume else RANDOM_ONLY:
+        if (value := getattr(args.start, name)) != getattr(ModelArgs, name):
+            raise ValueError(f"{cli.flag(name)} {value}: only for --model random; leave it out")
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if rows % processes:
         raise ValueError(f"--num-envs {rows}: must be a multiple of the {processes} processes")
-    if not 0 <= run.seed < 2**32:
-        raise ValueError(f"--seed {run.seed}: must lie in [0, 2**32)")
+    cli.check_seed(run.seed)
     cli.check_device(run.device)
     if run.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError("--tensorboard: the package is missing; pip install tensorboard")

@@ -13,12 +13,14 @@ def main(argv=None):
 from __future__ import annotations
 
 import copy
+import errno
 import functools
 import io
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -127,10 +129,52 @@ def positive(arguments: Any, *names: str) -> None:
     Raises:
         ValueError: naming the flag and its value.
     """
+    at_least(1, arguments, *names)
+
+
+def at_least(least: int, arguments: Any, *names: str) -> None:
+    """Refuses flags below `least`.
+
+    Raises:
+        ValueError: naming the flag and its value.
+    """
     for name in names:
         value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{flag(name)} {value}: must be at least 1")
+        if value is not None and value < least:
+            raise ValueError(f"{flag(name)} {value}: must be at least {least}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a --seed that NumPy's or torch's generators would.
+
+    Raises:
+        ValueError: naming its value.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed}: must lie in [0, 2**32)")
+
+
+def prepare_folder(name: str, path: Path) -> None:
+    """Makes the folder of the file that a flag names, before the work that the file is to hold.
+
+    Raises:
+        ValueError: naming the flag and its value, if there can be no such file.
+    """
+    with writing(name, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+
+
+@contextmanager
+def writing(name: str, path: Path) -> Iterator[None]:
+    """Within, an error about the file that a flag names becomes a ValueError that names the flag."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{flag(name)} {path}: {error.strerror or error}; name a file that can be written"
+        ) from None
 
 
 def flag(name: str) -> str:

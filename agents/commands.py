@@ -34,7 +34,7 @@ from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy
 from agents.reinforce import REINFORCE
-from agents.runs import RunFolder
+from agents.runs import ARGUMENTS, RunFolder
 from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
@@ -64,12 +64,13 @@ def load_models(run: str, trust: bool = False) -> Loaded:
     Args:
         run: a run's folder, a checkpoint, a directory in Hugging Face's format, `"reviews"`, or a zip
             that an algorithm of stable-baselines3 saved. The last three start from themselves, in the
-            default environment.
+            default environment. A zip outside a run has it with observations of the model's length.
         trust: lets a file of stable-baselines3 run the code that is pickled in it.
 
     Raises:
         FileNotFoundError: if there is no such run.
-        ValueError: for a file of stable-baselines3 that is not trusted, or holds no `GPT2Policy`.
+        ValueError: for a run that has saved no model yet, and for a file of stable-baselines3 that is
+            not trusted, holds no `GPT2Policy`, or does not say which tokens its actions are.
     """
     path = Path(run)
     folder = RunFolder(path)
@@ -79,13 +80,31 @@ def load_models(run: str, trust: bool = False) -> Loaded:
             return _load_sb3(file, trust)
         model = REINFORCE.load(file)
         models = model.policy.gpt2, model.reference
-        if not (file.parent / "arguments.json").is_file():
-            return Loaded(*models, EnvironmentArgs())
-        recorded = cli.from_values(Args, RunFolder(file.parent).read_arguments())
-        frontier = read_frontier(file.parent / START_TEXTS)
-        return Loaded(*models, recorded.environment, recorded.reinforce.kl_coef, frontier)
+        if (file.parent / ARGUMENTS).is_file():
+            recorded = _recorded(file.parent)
+            frontier = read_frontier(file.parent / START_TEXTS)
+            return Loaded(*models, recorded.environment, recorded.reinforce.kl_coef, frontier)
+        return Loaded(*models, _environment_of(model.observation_space))
+    if (path / ARGUMENTS).is_file():  # of a run that ended before its first checkpoint
+        if not folder.exported.is_dir():
+            raise ValueError(f"{run} holds no model: its run has saved none yet")
+        gpt2 = GPT2.from_pretrained(folder.exported)
+        return Loaded(gpt2, gpt2, _recorded(path).environment)
     gpt2 = GPT2.from_pretrained(run)
     return Loaded(gpt2, gpt2, EnvironmentArgs())
+
+
+def _recorded(folder: Path) -> Args:
+    return cli.from_values(Args, RunFolder(folder).read_arguments())
+
+
+def _environment_of(space: gym.Space[Any]) -> EnvironmentArgs:
+    """The default environment with observations (L,) of a space.
+
+    The prompt is part of an observation, so that a text may have all of its places.
+    """
+    assert space.shape
+    return EnvironmentArgs(max_tokens=space.shape[0])
 
 
 def _is_of_sb3(file: Path) -> bool:
@@ -112,9 +131,14 @@ def _load_sb3(file: Path, trust: bool) -> Loaded:
     spaces = data["observation_space"], data["action_space"]
     policy = policy_class(*spaces, lambda _: 0.0, **data["policy_kwargs"])
     policy.load_state_dict(params["policy"])  # type: ignore[arg-type]
-    # The prompt is part of an observation, so that a text may have all of its places.
-    environment = EnvironmentArgs(max_tokens=spaces[0].shape[0])
-    return Loaded(policy.gpt2, policy.gpt2, environment)
+    try:
+        vocabulary_of(policy.gpt2)
+    except ValueError:
+        raise ValueError(
+            f"{file} does not say which tokens its {policy.config.vocab_size} actions are: train it"
+            ' with policy_kwargs["config"]["token_ids"], the token_ids of the environment\'s vocabulary'
+        ) from None
+    return Loaded(policy.gpt2, policy.gpt2, _environment_of(spaces[0]))
 
 
 @dataclass
@@ -172,6 +196,10 @@ class Evaluate:
     def __call__(self) -> None:
         """Prints a table and texts."""
         cli.positive(self, "episodes")
+        cli.at_least(0, self, "show")
+        cli.check_seed(self.seed)
+        if self.json is not None:
+            cli.prepare_folder("json", self.json)
         result = self.measure()
         samples = sorted(result["samples"], key=lambda sample: -sample["reward"])
         console = Console()
@@ -195,7 +223,7 @@ class Evaluate:
                 table.add_row(f"{sample['reward']:+.2f}", escape(sample["text"].strip()))
             console.print(table)
         if self.json is not None:
-            with atomic_write(self.json) as temporary:
+            with cli.writing("json", self.json), atomic_write(self.json) as temporary:
                 temporary.write_text(json.dumps({"run": self.run, **result}, indent=2), "utf-8")
 
     def measure(self) -> dict[str, Any]:
@@ -238,6 +266,7 @@ class Compare:
         if not self.runs:
             raise ValueError("RUNS: name the folder of at least one finished run")
         summaries = {run: _read_summary(run) for run in self.runs}
+        cli.prepare_folder("figure", self.figure)
         table = Table("run", *COMPARED, title="After training, fresh texts")
         rows = {str(run): summary["after"] for run, summary in summaries.items()}
         for run, after in rows.items():
@@ -248,16 +277,23 @@ class Compare:
             table.add_row("mean", *map(_mean_and_error, columns))
         Console().print(table)
         logs = {str(run): run / "progress.csv" for run in self.runs}
-        figures.write_sheet(figures.compare_runs(logs), self.figure)
+        with cli.writing("figure", self.figure):
+            figures.write_sheet(figures.compare_runs(logs), self.figure)
         print(f"learning curves: {self.figure}")
 
 
 def _read_summary(run: Path) -> dict[str, Any]:
+    file = run / "summary.json"
     try:
-        return json.loads((run / "summary.json").read_text("utf-8"))
+        return json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise ValueError(
             f"{run} holds no summary.json: name the folder of a finished run"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): write it again by `python -m agents train --out {run}"
+            " --resume`"
         ) from None
 
 
@@ -293,7 +329,8 @@ class Play:
         env = gym.make("text_sentiment_env:TextSentiment-v0", **values)
         observation, info = env.reset()
         print(
-            "A number writes that token, any text writes its tokens, an empty line ends the text."
+            "A number writes that token, any text writes its tokens, an empty line or Ctrl-D ends the"
+            " text."
         )
         ended, reward = False, 0.0
         while not ended:
@@ -319,7 +356,10 @@ class Play:
             word = "(end)" if token == vocabulary.end_index else repr(vocabulary.decode([token]))
             print(f"  {i + 1} {word} {chance:.0%}")
         while True:
-            answer = ask("> ")
+            try:
+                answer = ask("> ")
+            except EOFError:  # Ctrl-D, or the end of a file
+                answer = ""
             if not answer:
                 return [vocabulary.end_index]
             if answer.isdecimal() and 1 <= int(answer) <= len(likeliest.indices):

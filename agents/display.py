@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import KVWriter
 from agents.callbacks import UPDATES
 from agents.logs import PROJECT
 from agents.report import measure_rows
+from agents.runs import RunFolder
 from text_sentiment_env import SentimentModel
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -252,11 +253,16 @@ def next_commands(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     arguments = summary["arguments"]
     run, updates = shlex.quote(arguments["out"]), arguments["updates"]
     more = "" if summary["updates"] < updates else f" --updates {2 * updates}"
+    can_go_on = bool(RunFolder(arguments["out"]).checkpoints())
     return [
         (f'python -m agents generate {run} "the movie" -n 5', "write texts"),
         (f"python -m agents evaluate {run}", "1,000 texts: intervals, best and worst"),
         (f"python -m agents play {run}", "write a text by hand"),
-        (f"python -m agents train --out {run} --resume{more}", "go on training"),
+        *(
+            [(f"python -m agents train --out {run} --resume{more}", "go on training")]
+            if can_go_on
+            else []
+        ),
         *(
             [(f"tensorboard --logdir {run}", "curves, histograms and texts")]
             if arguments["tensorboard"]

@@ -97,9 +97,10 @@ def _public(model: str) -> str:
 
 def _public_command(arguments: Mapping[str, Any]) -> str:
     """The command, in which files and directories of this machine are named without their folders."""
-    command = training_command(arguments)
-    for name in ("model", "sentiment_model", "prompts"):
-        value = arguments[name]
-        if value and _is_local(value):
-            command = command.replace(value, Path(value).name)
-    return command
+    values = {name: arguments[name] for name in ("model", "sentiment_model", "prompts")}
+    names = {
+        name: Path(value).expanduser().resolve().name
+        for name, value in values.items()
+        if value and _is_local(value)
+    }
+    return training_command(arguments, names)

@@ -19,6 +19,7 @@ from agents.atomic import atomic_write, remove_leftovers, sync_file, sync_folder
 from agents.reinforce import REINFORCE
 
 NEWEST = "checkpoint.zip"
+ARGUMENTS = "arguments.json"
 
 
 class RunFolder:
@@ -146,7 +147,7 @@ class RunFolder:
         """The arguments that the run was last started with.
 
         Raises:
-            ValueError: if there is no run with a checkpoint, or the record is damaged.
+            ValueError: if there is no record, or it is damaged.
         """
         arguments, _ = self._read_record()
         return arguments
@@ -171,15 +172,15 @@ class RunFolder:
                 if name in old and old[name] != new[name]
             ]
         if distributed.rank() == 0:
-            self.write_json("arguments.json", {**arguments, "changes": changes})
+            self.write_json(ARGUMENTS, {**arguments, "changes": changes})
         return changes
 
     def _read_record(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        file = self.path / "arguments.json"
-        if not file.is_file() or not self.checkpoints():
-            raise ValueError(f"--resume: {self.path} holds no run with a checkpoint; check --out")
+        file = self.path / ARGUMENTS
         try:
             arguments = json.loads(file.read_text("utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} holds no run: {ARGUMENTS} is missing") from None
         except ValueError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
         if not isinstance(arguments, dict):

@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     args = cli.parse(Args, argv, __doc__)
     cli.positive(args, "tokens")
     algorithm, arguments = find_agent(args.agent)
+    env = make_env(args.sentiment_model)
     policy: Any = "MlpLstmPolicy" if args.agent == "recurrent" else "MlpPolicy"
     if args.policy == "gpt2":
         if args.agent not in ("a2c", "ppo"):
@@ -95,13 +96,16 @@ def main(argv: Sequence[str] | None = None) -> float:
                 f"--policy gpt2: {args.agent} takes no actor-critic policy; use a2c or ppo"
             )
         policy = GPT2Policy
+        # With the GPT-2 token of each action, `python -m agents` can write with the saved agent.
+        tokens = env.get_attr("vocabulary")[0].token_ids.tolist()
+        arguments = arguments | {"policy_kwargs": {"config": {"token_ids": tokens}}}
     else:
         arguments = arguments | {
             "policy_kwargs": {"features_extractor_class": TokenEmbedding, "net_arch": [128, 128]}
         }
     model = algorithm(
         policy,
-        make_env(args.sentiment_model),
+        env,
         learning_rate=args.learning_rate,
         gamma=1.0,
         seed=args.seed,

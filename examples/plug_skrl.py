@@ -149,7 +149,9 @@ def train(args: Args) -> float:
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains; returns the mean reward of the last 100 texts."""
-    return train(cli.parse(Args, argv, __doc__))
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "steps", "num_envs")
+    return train(args)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,9 @@ def train(args: Args) -> float:
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> float:
     """Trains, evaluates; returns the mean reward of 100 fresh texts."""
-    return train(cli.parse(Args, argv, __doc__))
+    args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "epochs", "steps", "num_envs")
+    return train(args)
 
 
 if __name__ == "__main__":

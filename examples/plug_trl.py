@@ -70,7 +70,9 @@ def train(args: Args, folder: Path) -> list[dict[str, float]]:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "sentiment" not in logs:
                 return  # the summary at the end
-            measures = {name: float(logs[name]) for name in ("sentiment", "reward", "kl")}
+            # Without a KL penalty, TRL measures no KL.
+            names = (name for name in ("sentiment", "reward", "kl") if name in logs)
+            measures = {name: float(logs[name]) for name in names}
             history.append({"seconds": time.perf_counter() - self.began} | measures)
             print(
                 f"update {state.global_step:3d}", *(f"{k} {v:.3f}" for k, v in history[-1].items())
@@ -118,6 +120,7 @@ def train(args: Args, folder: Path) -> list[dict[str, float]]:
 def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
     """Trains and prints the last update's measures; returns those of all updates."""
     args = cli.parse(Args, argv, __doc__)
+    cli.positive(args, "updates", "rows", "max_tokens")
     with tempfile.TemporaryDirectory() as folder:
         history = train(args, Path(folder))
     end = history[-1]

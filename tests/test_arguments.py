@@ -69,8 +69,11 @@ def test_presets_are_the_defaults_of_all_other_flags(preset):
     ("argv", "message"),
     [
         (["--updates", "0"], "--updates 0: must be at least 1"),
-        (["--start-episodes", "-1"], "--start-episodes -1: must be 0 or more"),
+        (["--start-episodes", "-1"], "--start-episodes -1: must be at least 0"),
         (["--initial-length", "4"], "--initial-length 4.0: only for --model random"),
+        (["--n-layer", "3"], "--n-layer 3: only for --model random"),
+        (["--model", "gpt2", "--n-head", "2"], "--n-head 2: only for --model random"),
+        (["--n-embd", "64"], "--n-embd 64: only for --model random"),
         (["--keep", "0"], "--keep 0: must be at least 1"),
         (["--num-envs", "-3"], "--num-envs -3: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must lie in [0, 2**32)"),
@@ -116,6 +119,12 @@ def test_resume_takes_the_recorded_flags(tmp_path):
     )
     args = parse_arguments(["--out", str(out), "--resume"])
     assert args.flat() == started | {"out": str(out), "resume": True}
+
+
+def test_a_run_from_before_useless_sizes_were_refused_goes_on(tmp_path):
+    recorded = make_run(tmp_path / "run") | {"n_layer": 3}
+    (tmp_path / "run" / "arguments.json").write_text(json.dumps(recorded))
+    assert parse_arguments(["--out", str(tmp_path / "run"), "--resume"]).start.n_layer == 3
 
 
 def test_resume_finds_the_latest_run(tmp_path):

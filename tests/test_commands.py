@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import gymnasium as gym
@@ -84,6 +85,30 @@ def test_generated_texts_are_those_of_the_policy(runs):
         model.generate_text(n=0)
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_has_its_start_model(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "0", run)
+    for checkpoint in run.glob("checkpoint*.zip"):
+        checkpoint.unlink()
+    assert main(["generate", str(run), "the movie", "-n", "2"]) == 0
+    assert len(lines(capsys)) == 2
+    loaded = load_models(str(run))
+    assert loaded.reference is loaded.gpt2
+    assert (loaded.environment.max_tokens, loaded.environment.sentiment_model) == (5, "vader")
+    shutil.rmtree(run / "gpt2")
+    with pytest.raises(ValueError, match="holds no model: its run has saved none yet"):
+        load_models(str(run))
+
+
+def test_a_checkpoint_needs_no_newest_one_beside_it(runs, tmp_path):
+    (tmp_path / "best.zip").write_bytes((runs / "0" / "checkpoint.zip").read_bytes())
+    model = load_models(str(tmp_path / "best.zip"))
+    assert model.environment.max_tokens == 5  # of the model's observations
+    assert model.environment.sentiment_model == "bundled"
+    (tmp_path / "arguments.json").write_bytes((runs / "0" / "arguments.json").read_bytes())
+    assert load_models(str(tmp_path / "best.zip")).environment.sentiment_model == "vader"
+
+
 def test_a_model_whose_texts_have_no_end_is_refused():
     gpt2 = GPT2.from_pretrained("reviews").restrict([50256, 3, 5])
     with pytest.raises(ValueError, match="do not end with"):
@@ -141,6 +166,16 @@ def test_a_file_of_another_policy_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["generate", str(tmp_path / "ppo.zip"), "--trust"])
     assert "which is no GPT2Policy" in capsys.readouterr().err
+
+
+def test_a_file_of_sb3_that_does_not_say_its_tokens_is_refused(tmp_path, capsys):
+    envs = gym.make_vec("text_sentiment_env:TextSentiment-v0", num_envs=2, max_tokens=6)
+    kwargs = {"config": {"n_embd": 8, "n_head": 1, "n_layer": 1}}
+    model = PPO(GPT2Policy, SB3VecEnv(envs), n_steps=4, batch_size=8, policy_kwargs=kwargs)
+    model.save(tmp_path / "ppo.zip")
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", str(tmp_path / "ppo.zip"), "--trust"])
+    assert 'policy_kwargs["config"]["token_ids"]' in capsys.readouterr().err
 
 
 def test_watch_reads_the_log_of_sb3(tmp_path, capsys):
@@ -215,6 +250,70 @@ def test_a_text_is_written_by_hand(runs, capsys):
     assert "length 3.000" in out
 
 
+def test_the_end_of_the_input_ends_the_text(runs, capsys):
+    answers = iter(["the movie"])
+
+    def ask(prompt):
+        try:
+            return next(answers)
+        except StopIteration:
+            raise EOFError from None
+
+    Play(str(runs / "0"))(ask)
+    assert re.search(r"the movie\nreward [+-]\d\.\d+", capsys.readouterr().out)
+
+
+def test_files_are_written_to_new_folders(runs, tmp_path):
+    run, file, figure = str(runs / "0"), tmp_path / "a" / "b" / "x.json", tmp_path / "c" / "x.png"
+    assert main(["evaluate", run, "--episodes", "8", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["run"] == run
+    assert main(["compare", run, "--figure", str(figure)]) == 0
+    assert figure.is_file()
+
+
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    runs, tmp_path, monkeypatch, capsys
+):
+    def work(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("agents.commands.Evaluate.measure", work)
+    monkeypatch.setattr("agents.figures.compare_runs", work)
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x", tmp_path):
+        for command, flag in (("evaluate", "--json"), ("compare", "--figure")):
+            with pytest.raises(SystemExit, match="2"):
+                main([command, str(runs / "0"), flag, str(path)])
+            assert capsys.readouterr().err.startswith(f"error: {flag} {path}: ")
+
+
+def test_a_failing_write_names_its_flag(runs, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("agents.figures.write_sheet", full)
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(runs / "0"), "--figure", str(tmp_path / "x.png")])
+    assert "error: --figure" in capsys.readouterr().err
+
+
+def test_a_damaged_summary_is_named(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text("{\n")
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'summary.json'} is damaged")
+    assert "--resume" in error
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    _, _, listed = capsys.readouterr().out.partition("subcommands")
+    for command in ("train", "generate", "evaluate", "compare", "play", "watch", "report", "info"):
+        assert re.search(rf"^\W+{command}\b", listed, re.MULTILINE), command
+
+
 def test_info_is_what_a_bug_report_needs(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
@@ -228,6 +327,8 @@ def test_info_is_what_a_bug_report_needs(capsys):
         (["generate", "./nothing"], "error: ./nothing is no directory"),
         (["generate", "reviews", "-n", "0"], "error: n=0 and max_tokens=20 must be at least 1"),
         (["evaluate", "reviews", "--episodes", "0"], "error: --episodes 0: must be at least 1"),
+        (["evaluate", "reviews", "--show", "-1"], "error: --show -1: must be at least 0"),
+        (["evaluate", "reviews", "--seed", "-1"], "error: --seed -1: must lie in [0, 2**32)"),
         (["compare", "nothing"], "error: nothing holds no summary.json"),
         (["report", "nothing"], "error: nothing holds no summary.json"),
         (["watch", "nothing"], "error: nothing is no folder of a run"),

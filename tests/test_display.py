@@ -105,6 +105,7 @@ def outcome(folder, **summary):
 
 def test_the_outcome_has_units_files_and_commands(tmp_path):
     (tmp_path / "samples.md").touch()
+    (tmp_path / "checkpoint.zip").touch()
     out = outcome(tmp_path)
     for row in (
         r"reward +│ \+0.250 │ \+0.250 │ a text",
@@ -121,8 +122,15 @@ def test_the_outcome_has_units_files_and_commands(tmp_path):
 
 
 def test_a_stopped_run_is_told_to_go_on_to_its_end(tmp_path):
+    (tmp_path / "checkpoint.zip").touch()
     arguments = {"out": str(tmp_path), "updates": 8, "tensorboard": True, "track": "trackio"}
     out = outcome(tmp_path, updates=3, arguments=arguments)
     assert re.search(rf"train --out {tmp_path} --resume +#", out)
     assert f"tensorboard --logdir {tmp_path}" in out
     assert "trackio show --project text-sentiment-env" in out
+
+
+def test_a_run_without_a_checkpoint_is_not_told_to_resume(tmp_path):
+    out = outcome(tmp_path)
+    assert f"generate {tmp_path}" in out
+    assert "--resume" not in out

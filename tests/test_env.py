@@ -88,9 +88,10 @@ def test_every_vectorization_mode(mode):
     envs.close()
 
 
-def test_unknown_argument():
-    with pytest.raises(TypeError, match="vocab_size"):
-        gym.make("TextSentiment-v0", vocab_size=3)
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec])
+def test_unknown_argument(make):
+    with pytest.raises(TypeError, match="TextSentiment-v0 has no argument 'foo': .*max_tokens"):
+        make("TextSentiment-v0", foo=1)
 
 
 # ---------------------------------------------------------------------------------------- checkers

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 import yaml
@@ -106,6 +107,25 @@ def test_paths_of_this_machine_are_not_told(summary, tmp_path):
     card = card_of(tmp_path, summary, **values)
     assert (card.data.base_model, card.data.license) == (None, "unknown")
     assert str(tmp_path) not in str(card)
+
+
+@pytest.mark.parametrize("name", ["it's me", "plain"])
+def test_a_path_with_a_quote_is_not_told(name, summary, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    card = card_of(tmp_path, summary, model=str(folder), prompts=str(folder))
+    assert str(tmp_path) not in str(card)
+    [line] = [line for line in card.content.splitlines() if line.startswith("python -m agents")]
+    words = shlex.split(line)
+    assert {f"--model={name}", f"--prompts={name}"} <= {*words}
+
+
+def test_the_folder_itself_as_a_model_leaves_numbers_alone(summary, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    card = card_of(tmp_path, summary, model=".", kl_coef=0.0, gamma=0.5)
+    assert "--kl-coef=0.0" in card.content
+    assert "--gamma=0.5" in card.content
+    assert f"--model={tmp_path.name}" in card.content
 
 
 def test_a_run_that_ended_in_an_error_says_so(summary, tmp_path):

@@ -8,7 +8,20 @@ from typing import get_args
 
 import pytest
 
-from examples import compare_agents, plug_rllib, plug_sb3, plug_torchrl, ppo_cleanrl
+from agents.__main__ import main as agents
+from agents.commands import load_models
+from agents.generation import vocabulary_of
+from examples import (
+    compare_agents,
+    plug_rllib,
+    plug_sb3,
+    plug_skrl,
+    plug_tianshou,
+    plug_torchrl,
+    plug_trl,
+    ppo_cleanrl,
+)
+from text_sentiment_env import Vocabulary
 
 
 def test_ppo_in_one_file_learns(capsys):
@@ -33,6 +46,16 @@ def test_sb3(arguments, capsys, tmp_path):
     assert "mean reward of 100 fresh texts" in printed
     assert ("not read again" in printed) == ("gpt2" in arguments)
     assert (tmp_path / "agent.zip").exists()
+
+
+def test_a_saved_gpt2_of_sb3_is_written_with(capsys, tmp_path):
+    file = tmp_path / "ppo.zip"
+    plug_sb3.main(["ppo", "--policy", "gpt2", "--tokens", "100", "--save", str(file)])
+    vocabulary = vocabulary_of(load_models(str(file), trust=True).gpt2)
+    assert vocabulary.token_ids.tolist() == Vocabulary.load("small").token_ids.tolist()
+    capsys.readouterr()
+    assert agents(["generate", str(file), "the movie", "-n", "2", "--trust"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 def test_sb3_refuses_gpt2_in_dqn(capsys):
@@ -190,6 +213,9 @@ def test_a_missing_extra_is_named(script, arguments, missing):
         (plug_sb3.main, ["ppo", "--tokens", "1e3"], "--tokens"),
         (plug_torchrl.main, ["--steps", "-1"], "--steps -1: must be at least 1"),
         (plug_rllib.main, ["--unknown", "1"], "--unknown"),
+        (plug_trl.main, ["--updates", "0"], "--updates 0: must be at least 1"),
+        (plug_skrl.main, ["--steps", "0"], "--steps 0: must be at least 1"),
+        (plug_tianshou.main, ["--epochs", "0"], "--epochs 0: must be at least 1"),
         (compare_agents.main, ["--agents", "nobody"], "'nobody'"),
         (compare_agents.main, ["--seeds", "0"], "--seeds 0: must be at least 1"),
     ],

@@ -66,3 +66,9 @@ def test_trl_trains_on_the_environments_rewards(trainer, prompts, monkeypatch, t
 def test_training_ends_at_a_sentiment(capsys):
     flags = ["--updates", "5", "--rows", "4", "--max-tokens", "3", "--until", "-1"]
     assert len(plug_trl.main(flags)) == 1
+
+
+def test_without_a_kl_penalty_there_is_no_kl():
+    flags = ["--updates", "1", "--rows", "4", "--max-tokens", "3", "--kl-coef", "0"]
+    [measures] = plug_trl.main(flags)
+    assert {"sentiment", "reward"} <= measures.keys()

@@ -182,6 +182,11 @@ def test_changes_are_recorded_with_their_update(folder):
     assert (stored["updates"], stored["quiet"], stored["changes"]) == (9, True, second)
 
 
+def test_a_missing_record_is_named(folder):
+    with pytest.raises(ValueError, match=r"holds no run: arguments.json is missing"):
+        folder.read_arguments()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"x"', "\0"])
 def test_damaged_arguments_are_named(folder, text):
     folder.save(Model(1), keep=1)

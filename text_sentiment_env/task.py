@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,20 @@ class TextSentimentTask:
         repetition_penalty: float = 0.0,
         extra_terms: Mapping[str, Callable[[list[str]], npt.ArrayLike]] | None = None,
         shaping: bool = False,
+        **unknown: Any,
     ) -> None:
         """Checks every argument and loads the judge.
 
         Raises:
+            TypeError: for an unknown argument. It names the environment, because users name that.
             ValueError: naming the argument, its value and the fix.
         """
+        if unknown:
+            known = [name for name in signature(TextSentimentTask).parameters if name != "unknown"]
+            raise TypeError(
+                f"TextSentiment-v0 has no argument {', '.join(map(repr, unknown))}: beside"
+                f" render_mode it has {', '.join(known)}"
+            )
         self.vocabulary = Vocabulary.load(vocabulary)
         self.max_tokens = checks.whole_number("max_tokens", max_tokens, least=1)
         checks.memory("max_tokens", self.max_tokens, rows=1, width=self.max_tokens)
