@@ -66,10 +66,10 @@ def means(records: Sequence[Record]) -> Iterator[str]:
         for measure in COLUMNS.values():
             form = MEASURES[measure][-1]
             values = np.array([r.summary.get(when, {}).get(measure, np.nan) for r in records])
-            cell = "" if np.isnan(values).any() else f"{values.mean():{form}}"
+            cell = "" if np.isnan(values).any() else _number(values.mean(), form)
             if when == "after" and len(values) > 1:
                 error = values.std(ddof=1) / len(values) ** 0.5
-                cell += f" ± {error:{form.removeprefix('+')}}"
+                cell += f" ± {_number(error, form.removeprefix('+'))}"
             cells.append(cell)
         yield _row(when, *cells)
 
@@ -79,7 +79,8 @@ def by_seed(records: Sequence[Record]) -> Iterator[str]:
     yield from _heading("seed", *COLUMNS, "training, s")
     for record in sorted(records, key=lambda r: r.summary["arguments"]["seed"]):
         summary = record.summary
-        cells = [f"{summary['after'][name]:{MEASURES[name][-1]}}" for name in COLUMNS.values()]
+        after = summary["after"]
+        cells = [_number(after[name], MEASURES[name][-1]) for name in COLUMNS.values()]
         yield _row(summary["arguments"]["seed"], *cells, f"{summary['seconds']:.0f}")
 
 
@@ -89,12 +90,16 @@ def texts(record: Record, count: int) -> Iterator[str]:
     yield "|---:|---|---:|---|"
     before, after = record.samples["before"][:count], record.samples["after"][:count]
     for pair in zip(before, after, strict=True):
-        yield _row(*(x for s in pair for x in (f"{s['reward']:+.2f}", s["text"].strip())))
+        yield _row(*(x for s in pair for x in (_number(s["reward"], "+.2f"), s["text"].strip())))
 
 
 def _heading(first: str, *others: str) -> Iterator[str]:
     yield _row(first, *others)
     yield "|---|" + "---:|" * len(others)
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}".replace("-", "−").replace("%", " %")
 
 
 def _row(*cells: object) -> str:
