@@ -26,6 +26,8 @@ SMALL = [
     *("--model", "random", "--sentiment-model", "vader", "--quiet"),
     *("--vocabulary", "small", "--kl-coef", "0.01", "--lr-decay", "linear"),
 ]
+# Only a random model takes another one.
+DEFAULT_SIZE = ["--n-layer", "2", "--n-embd", "128", "--n-head", "4"]
 
 
 def run(out, *arguments):
@@ -468,7 +470,7 @@ def test_a_signal_in_an_evaluation_loses_nothing(when, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "./nowhere"], "nowhere"),
+        (["--model", "./nowhere", *DEFAULT_SIZE], "nowhere"),
         (["--sentiment-model", "./nowhere"], "nowhere"),
         (["--vocabulary", "large"], "large"),
         (["--prompts", "nowhere.txt"], "nowhere.txt"),
