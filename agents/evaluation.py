@@ -62,7 +62,12 @@ def evaluate(
         `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`, of every
         text its `prompt`, `text`, `tokens` (list of str, those written), `reward`, `kl`, the info's
         numbers and the score of each of `judges`. On the other ranks nothing.
+
+    Raises:
+        ValueError: for no episodes.
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
     with (

@@ -243,7 +243,7 @@ def run(args: Args, stop: StopSignals) -> int:
             eval_env = make_env(args.environment, judge, rows) if first else env
             evaluator = Evaluator(args, eval_env, display)
             model, origin = load_model(args, env, device, folder)
-        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
+        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
         resumed_at = model._n_updates if args.run.resume else None
         changes = folder.record(settings, resumed_at)
         console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)
