@@ -239,6 +239,16 @@ def test_cache_of_something_else_is_not_read(tmp_path, change):
 # ---------------------------------------------------------------------------------------- the example
 
 
+@pytest.mark.parametrize("flag", ["--betas", "--updates", "--start-episodes", "--eval-episodes"])
+def test_example_names_the_flag_that_is_zero(tmp_path, flag):
+    command = [sys.executable, str(ROOT / "examples" / "frontier.py"), "--smoke", flag, "0"]
+    command += ["--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode
+    assert flag in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_example(tmp_path):
     out = tmp_path / "frontier"
     command = [sys.executable, str(ROOT / "examples" / "frontier.py"), "--smoke", "--out", str(out)]
