@@ -59,10 +59,16 @@ def evaluate(
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
         among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
         `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
-        `gap` to the optimum at it (nats a text), with `gap_standard_error`. And `samples`, of every
+        `gap` to the optimum at it (nats a text), with `gap_standard_error`, unless the start model's
+        texts are too few for it (`Frontier.supports`). And `samples`, of every
         text its `prompt`, `text`, `tokens` (list of str, those written), `reward`, `kl`, the info's
         numbers and the score of each of `judges`. On the other ranks nothing.
+
+    Raises:
+        ValueError: for no episodes.
     """
+    if n_episodes < 1:
+        raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
     with (
@@ -82,7 +88,7 @@ def evaluate(
     if frontier is not None and result:
         rewards, kls = zip(*[(s["reward"], s["kl"]) for s in result["samples"]], strict=True)
         result["win_rate"] = frontier.win_rate(rewards).value
-        if kl_coef:
+        if kl_coef and frontier.supports(kl_coef):
             gap = frontier.gap(rewards, kls, kl_coef)
             result["gap"], result["gap_standard_error"] = gap
     return result

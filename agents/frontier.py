@@ -108,6 +108,14 @@ class Frontier:
         kl = float(written @ np.log(len(self) * written))
         return self._point(p, kl)
 
+    def supports(self, kl_coef: float) -> bool:
+        """Whether the texts are enough for the optimum and the gap at this KL weight.
+
+        With fewer effective samples than FEWEST_SAMPLES J* comes out too low, and so does its standard
+        error: a gap could be negative.
+        """
+        return self.optimum(kl_coef).effective_samples >= FEWEST_SAMPLES
+
     def optima(self, kl_coefs: Iterable[float] = KL_COEFS) -> dict[float, Point]:
         """The optimum at each KL weight that the texts are enough for, as a curve to draw."""
         points = {kl_coef: self.optimum(kl_coef) for kl_coef in kl_coefs}
@@ -223,7 +231,17 @@ def start_frontier(
     Returns:
         A `Frontier` with the measures `sentiment`, `length` and other numbers of the last step's
         info, and each of `judges`.
+
+    Raises:
+        ValueError: if the environment draws from several prompts. π* over all their texts would
+            write more often to prompts that pay well, which no policy can.
     """
+    prompts = number_of_prompts(env)
+    if prompts > 1:
+        raise ValueError(
+            f"env draws from {prompts} prompts: a frontier is that of one prompt's texts; make env"
+            " with one prompt, or none"
+        )
     path = None if cache is None else Path(cache)
     policy.set_training_mode(False)
     devices = [policy.device] if policy.device.type == "cuda" else []
@@ -241,6 +259,11 @@ def start_frontier(
             if path is not None:
                 _write(path, key, columns)
     return Frontier(columns.pop("reward"), columns)
+
+
+def number_of_prompts(env: VecEnv) -> int:
+    """How many prompts the rows draw from; 1 for none, the empty text."""
+    return len(env.get_attr("task", [0])[0].prompts)
 
 
 def read_frontier(path: str | os.PathLike[str]) -> Frontier | None:

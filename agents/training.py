@@ -36,7 +36,7 @@ from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
-from agents.frontier import START_TEXTS, Frontier, start_frontier
+from agents.frontier import START_TEXTS, Frontier, number_of_prompts, start_frontier
 from agents.logs import TensorBoard, TextLog, Tracker
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
@@ -109,7 +109,7 @@ class Evaluator:
         args: the command line.
         env: whose rows are played.
         display: shows the progress.
-        frontier: what KL can buy from the start model; None for a run without KL.
+        frontier: what KL can buy from the start model; None for a run without KL or of several prompts.
     """
 
     args: Args
@@ -122,12 +122,22 @@ class Evaluator:
         n = self.args.run.start_episodes
         if not (self.args.reinforce.kl_coef and n):
             return
+        if (prompts := number_of_prompts(self.env)) > 1:
+            self.display.console.print(
+                f"no gap to the optimum: it is known for one prompt, and this run has {prompts}"
+            )
+            return
         policy = self._whole_policy(model, model.reference)
         if distributed.rank() == 0:
             cache = folder.path / START_TEXTS
             judges = second_judges(self.args)
             with self.display.status("measuring the start model") as progress:
                 self.frontier = start_frontier(policy, self.env, n, 0, judges, cache, progress)
+            if not self.frontier.supports(self.args.reinforce.kl_coef):
+                self.display.console.print(
+                    f"no gap to the optimum: {n} texts of the start model are too few for it at this"
+                    " KL weight; add --start-episodes"
+                )
         distributed.wait()
 
     def measure(self, model: REINFORCE, gpt2: GPT2, save_to: Path | None = None) -> dict[str, Any]:
@@ -150,9 +160,10 @@ class Evaluator:
 
     def optimum(self) -> dict[str, dict[str, float]]:
         """The measures of the best policy at this KL weight, as an entry of the summary."""
-        if self.frontier is None:
+        beta = self.args.reinforce.kl_coef
+        if self.frontier is None or not self.frontier.supports(beta):
             return {}
-        point = self.frontier.optimum(self.args.reinforce.kl_coef)
+        point = self.frontier.optimum(beta)
         own = {"kl": point.kl, "gap": 0.0, "effective_samples": point.effective_samples}
         return {"optimum": point.means | own}
 
@@ -243,7 +254,7 @@ def run(args: Args, stop: StopSignals) -> int:
             eval_env = make_env(args.environment, judge, rows) if first else env
             evaluator = Evaluator(args, eval_env, display)
             model, origin = load_model(args, env, device, folder)
-        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out")}
+        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
         resumed_at = model._n_updates if args.run.resume else None
         changes = folder.record(settings, resumed_at)
         console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)

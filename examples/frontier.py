@@ -11,6 +11,7 @@ frontier.png, frontier.json and start.npz, the start texts' measures, to --out.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ DEFAULT = PRESETS["reviews"]
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
 PANELS = (
     ("sentiment", "sentiment (the judge that pays)"),
-    ("vader", "sentiment (a second judge, VADER)"),
+    ("vader", "sentiment (VADER)"),
     ("length", "length (tokens)"),
 )
 # Heading, measure, format.
@@ -173,7 +174,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right")
     for run in result["trained"]:
-        table.add_row(*(f"{run[name]:{form}}" for _, name, form in COLUMNS))
+        table.add_row(*(f"{run[name]:{form}}" if name in run else "" for _, name, form in COLUMNS))
     console.print(table)
 
 
@@ -181,6 +182,9 @@ def show(console: Console, result: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
+    cli.positive(args, "updates", "num_envs", "start_episodes", "eval_episodes")
+    if not args.betas or not all(0 < beta < math.inf for beta in args.betas):
+        raise ValueError(f"--betas {args.betas}: needs numbers above 0, one or more")
     out, console = Path(args.out), Console()
     out.mkdir(parents=True, exist_ok=True)
     start = make_model(args, args.betas[0]).policy  # not yet trained

@@ -147,6 +147,11 @@ def test_texts_are_cut_to_their_number(model, env):
     assert run(model, env, 1)["reward_standard_error"] == 0
 
 
+def test_no_episodes_are_refused(model, env):
+    with pytest.raises(ValueError, match="n_episodes=0"):
+        run(model, env, 0)
+
+
 def test_a_model_does_not_diverge_from_itself(model, env):
     result = evaluate(model.policy, model.policy.gpt2, env, N, SEED)
     assert result["kl"] == 0

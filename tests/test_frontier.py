@@ -170,6 +170,22 @@ def probabilities(policy):
         ).exp().numpy()
 
 
+def test_several_prompts_have_no_frontier():
+    env = make_env(rows=4, prompts=[" good", " bad"])
+    with pytest.raises(ValueError, match="2 prompts"):
+        start_frontier(make_policy(env), env, 8)
+
+
+def test_too_few_start_texts_give_no_gap():
+    env = make_env(rows=64)
+    policy = make_policy(env)
+    arguments = {"frontier": Frontier(np.linspace(-1, 1, 60)), "n_episodes": 16}
+    few = evaluate(policy, policy.gpt2, env, **arguments, kl_coef=0.01)
+    assert "win_rate" in few
+    assert not {"gap", "gap_standard_error"} & few.keys()
+    assert "gap" in evaluate(policy, policy.gpt2, env, **arguments, kl_coef=100.0)
+
+
 def test_sampled_frontier_and_gap_are_the_enumerated_ones():
     env = make_env(length_penalty=0)
     start, policy = make_policy(env, 0), make_policy(env, 1)
@@ -237,6 +253,16 @@ def test_cache_of_something_else_is_not_read(tmp_path, change):
 
 
 # ---------------------------------------------------------------------------------------- the example
+
+
+@pytest.mark.parametrize("flag", ["--betas", "--updates", "--start-episodes", "--eval-episodes"])
+def test_example_names_the_flag_that_is_zero(tmp_path, flag):
+    command = [sys.executable, str(ROOT / "examples" / "frontier.py"), "--smoke", flag, "0"]
+    command += ["--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.returncode
+    assert flag in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_example(tmp_path):

@@ -143,6 +143,13 @@ def test_terms_see_finished_texts_alone():
     assert info["words"].tolist() == [2]
 
 
+@pytest.mark.parametrize("name", ["reward", "kl", "gap", "l"])
+def test_terms_take_no_measures_name(name):
+    """Else the term's mean would stand for the measure in evaluations or in monitor.csv."""
+    with pytest.raises(ValueError, match=name):
+        make(extra_terms={name: len})
+
+
 def test_pickles_hold_no_judge_that_has_a_name():
     task = make(sentiment_model="vader", vocabulary=Vocabulary.load(VOCABULARY))
     copy = pickle.loads(pickle.dumps(task))
