@@ -384,9 +384,15 @@ class Watch:
         if not self.run.is_dir():
             raise ValueError(f"{self.run} is no folder of a run")
         with Live(self._table(), refresh_per_second=2) as live:
-            while not self.once and not (self.run / "summary.json").exists():
+            while not self.once and self._under_way():
                 time.sleep(1)
                 live.update(self._table())
+
+    def _under_way(self) -> bool:
+        """Whether the run has begun, or gone on, since it last ended: it then records its arguments."""
+        written = [self.run / name for name in (ARGUMENTS, "summary.json")]
+        begun, ended = (path.stat().st_mtime_ns if path.exists() else 0 for path in written)
+        return begun >= ended
 
     def _table(self) -> Table:
         rows = read_rows(self.run / "progress.csv")

@@ -237,9 +237,10 @@ def show_outcome(
     console.print(table, samples)
     folder, commands = Path(summary["arguments"]["out"]), next_commands(summary)
     width = max(len(command) for command, _ in commands)
+    since = f" since update {summary['resumed_at']}" if summary.get("resumed_at") else ""
     lines = [
-        f"{summary['updates']} updates in {summary['seconds']:.0f} s,"
-        f" {summary['tokens_per_second']:,.0f} tokens/s.",
+        f"{summary['updates']} updates, {summary['seconds']:.0f} s of training{since}"
+        f" at {summary['tokens_per_second']:,.0f} tokens/s.",
         f"\nEverything is in {folder}:",
         *(f"  {name:20s} {what}" for name, what in FILES if (folder / name).exists()),
         "\nWhat to do next:",

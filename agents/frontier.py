@@ -263,7 +263,7 @@ def start_frontier(
 
 def number_of_prompts(env: VecEnv) -> int:
     """How many prompts the rows draw from; 1 for none, the empty text."""
-    return len(env.get_attr("task", [0])[0].prompts)
+    return len(env.get_attr("prompts")[0]) if env.has_attr("prompts") else 1
 
 
 def read_frontier(path: str | os.PathLike[str]) -> Frontier | None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -278,6 +279,7 @@ def run(args: Args, stop: StopSignals) -> int:
             "changes": changes,
             "resumed_at": resumed_at,
             **measured(model, trained, began),
+            **(earlier_times(folder) if resumed_at and not trained.tokens else {}),
             **evaluator.optimum(),
         }
         write_results(folder, summary, before, after, judge, console)
@@ -366,6 +368,16 @@ def measured(model: REINFORCE, trained: Trained, began: float) -> dict[str, Any]
         "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
         "error": trained.error,
     }
+
+
+def earlier_times(folder: RunFolder) -> dict[str, Any]:
+    """What the last summary says of the training's time: a call that trains nothing keeps it."""
+    try:
+        earlier = json.loads((folder.path / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = ("resumed_at", "seconds", "tokens_per_second")
+    return {name: earlier[name] for name in names if name in earlier}
 
 
 def write_results(

@@ -1,6 +1,7 @@
 """`python -m agents`: what one does with a run afterwards."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -15,7 +16,7 @@ from stable_baselines3.common.logger import configure
 from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv
 from agents.__main__ import main
 from agents.arguments import parse_arguments
-from agents.commands import Play, load_models
+from agents.commands import Play, Watch, load_models
 from agents.generation import generate_text, vocabulary_of
 
 SMALL = [
@@ -223,6 +224,17 @@ def test_compare_shows_runs_and_their_mean(runs, capsys, monkeypatch, tmp_path):
         assert f"{measures['reward']:.3f}" in out
     assert f"{(after[0]['reward'] + after[1]['reward']) / 2:.3f} ± " in out
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_watch_waits_for_a_run_that_has_gone_on_since_its_summary(tmp_path):
+    watch, names = Watch(tmp_path), ("arguments.json", "summary.json")
+    assert watch._under_way()  # nothing written yet
+    for time, (name, expected) in enumerate(
+        zip(names * 2, (True, False, True, False), strict=True)
+    ):
+        (tmp_path / name).write_text("{}", "utf-8")
+        os.utime(tmp_path / name, (1000 + time, 1000 + time))
+        assert watch._under_way() == expected
 
 
 def test_watch_shows_where_a_run_stands(runs, capsys):

@@ -175,6 +175,29 @@ def test_a_finished_run_can_be_prolonged(tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 3
 
 
+def test_a_finished_run_that_is_resumed_keeps_its_times(tmp_path):
+    run(tmp_path / "run", "--updates", "2")
+    run(tmp_path / "run", "--updates", "3", "--resume")
+    first = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    run(tmp_path / "run", "--updates", "3", "--resume")  # trains nothing
+    again = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    assert first["tokens_per_second"] > 0
+    for name in ("resumed_at", "seconds", "tokens_per_second"):
+        assert again[name] == first[name]
+
+
+@pytest.mark.parametrize("texts", ["a good film\na bad film\n", "a good film\n"])
+def test_a_run_of_several_prompts_has_no_gap_and_says_so(texts, tmp_path, capsys):
+    """π* over the texts of all prompts would write to the good ones more often."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(texts, "utf-8")
+    run(tmp_path / "run", "--updates", "1", "--prompts", str(prompts), "--no-quiet")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text("utf-8"))
+    several = texts.count("\n") > 1
+    assert ("optimum" in summary) == ("gap" in summary["after"]) == (not several)
+    assert ("this run has 2" in capsys.readouterr().out) == several
+
+
 def test_an_existing_run_is_not_overwritten(finished, capsys):
     with pytest.raises(SystemExit):
         run(finished)
