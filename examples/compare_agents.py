@@ -181,7 +181,7 @@ def make_agent(name: str, env: VecEnv, seed: int, settings: dict[str, Any]) -> A
     start = settings["pretrained"]
     if name in GPT2_AGENTS and not start:
         # The judge pays nothing for long random texts, and a policy gradient learns from pay alone.
-        arguments["policy_kwargs"] = {"initial_length": 4}
+        arguments["policy_kwargs"] = {"initial_length": 2}
     if start and algorithm is REINFORCE:
         return REINFORCE(pretrained=start, **arguments)
     if start:

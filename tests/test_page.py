@@ -23,7 +23,7 @@ SECTIONS = [
 ]
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "8", "--max-tokens", "6"),
-    *("--eval-episodes", "24", "--start-episodes", "64"),
+    *("--eval-episodes", "24", "--start-episodes", "96", "--kl-coef", "1"),
     *("--model", "random", "--vocabulary", "small", "--quiet"),
 ]
 

@@ -170,8 +170,8 @@ def check_environment(names, printed):
 
 def check_agent(names, printed):
     assert len(printed.splitlines()) >= 3
-    assert Path("runs/mine.zip").is_file()
-    assert Path("runs/mine-gpt2/model.safetensors").is_file()
+    assert Path("runs/policy.zip").is_file()
+    assert Path("runs/policy-gpt2/model.safetensors").is_file()
 
 
 def check_own_judge(names, printed):

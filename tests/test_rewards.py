@@ -72,8 +72,8 @@ def test_the_bundled_judge_and_model_vocabulary():
     encode = Vocabulary.load("reviews").encode
     texts = [" is a great pleasure to watch.", " is a dull waste of time."]
     good, bad = reward(["This film"] * 2, texts, [encode(text).tolist() for text in texts])
-    assert good > 0.8
-    assert bad < -0.8
+    assert good > 0.7
+    assert bad < -0.7
     assert reward([], [], []) == []
     assert pickle.loads(pickle.dumps(reward))(["This film"], texts[:1]) == pytest.approx([good])
 
