@@ -27,9 +27,11 @@ Tokens = npt.NDArray[np.int64]
 # Names in info that are taken: by this environment, by Gymnasium and by its wrappers.
 _OUR_KEYS = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
 # Then the measures of `agents.evaluation` and the columns of monitor.csv, which an info's numbers join.
-_MEASURES = ("reward", "kl", "tokens", "episodes", "samples", "reward_standard_error", "end_rate")
-_MEASURES += ("entropy", "perplexity", "distinct_1", "distinct_2", "distinct_texts")
-_MEASURES += ("win_rate", "gap", "gap_standard_error", "effective_samples", "key", "r", "l", "t")
+_MEASURES = (
+    *("reward", "kl", "tokens", "episodes", "samples", "reward_standard_error", "end_rate"),
+    *("entropy", "perplexity", "distinct_1", "distinct_2", "distinct_texts", "win_rate", "gap"),
+    *("gap_standard_error", "effective_samples", "key", "r", "l", "t"),
+)
 _RESERVED = (*_OUR_KEYS, "episode", "final_obs", "final_info", *_MEASURES)
 
 
