@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.atomic import atomic_write
 from agents.policy import GPT2Policy
-from agents.rollout import Episodes, collect_episodes, numbers
+from agents.rollout import Episodes, collect_episodes, numbers, prompts_of
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
@@ -236,7 +236,7 @@ def start_frontier(
         ValueError: if the environment draws from several prompts. π* over all their texts would
             write more often to prompts that pay well, which no policy can.
     """
-    prompts = number_of_prompts(env)
+    prompts = len(prompts_of(env))
     if prompts > 1:
         raise ValueError(
             f"env draws from {prompts} prompts: a frontier is that of one prompt's texts; make env"
@@ -259,11 +259,6 @@ def start_frontier(
             if path is not None:
                 _write(path, key, columns)
     return Frontier(columns.pop("reward"), columns)
-
-
-def number_of_prompts(env: VecEnv) -> int:
-    """How many prompts the rows draw from; 1 for none, the empty text."""
-    return len(env.get_attr("prompts")[0]) if env.has_attr("prompts") else 1
 
 
 def read_frontier(path: str | os.PathLike[str]) -> Frontier | None:

@@ -33,7 +33,7 @@ from agents.hyperparameters import (
 )
 from agents.metrics import finite_measures, rollout_metrics, update_metrics
 from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
-from agents.rollout import Episodes, collect_episodes
+from agents.rollout import Episodes, collect_episodes, prompts_of
 from agents.sb3_vec_env import wrap_token_env
 
 
@@ -246,9 +246,8 @@ class REINFORCE(BaseAlgorithm):
         """Settles what the baseline's arguments leave open; its moving average stays."""
         if len(counts := set(distributed.gather_objects(self.n_envs))) > 1:
             raise ValueError(f"env has {sorted(counts)} rows on different ranks: give each as many")
-        rows, prompts = self.n_envs * distributed.world_size(), [""]
-        if self.env is not None and self.env.has_attr("prompts"):
-            prompts = self.env.get_attr("prompts")[0]
+        rows = self.n_envs * distributed.world_size()
+        prompts = [""] if self.env is None else prompts_of(self.env)
         average = self._baseline.moving_average if hasattr(self, "_baseline") else None
         kind = self.baseline if self.env is not None else "none"  # for `predict` alone
         self._baseline = Baseline(kind, self.group_size, rows, prompts)

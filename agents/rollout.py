@@ -56,6 +56,11 @@ class Episodes:
         return Episodes(texts, mask, rewards, infos)
 
 
+def prompts_of(env: VecEnv) -> list[str]:
+    """The prompts that the rows draw from; one, the empty text, where there are none."""
+    return list(env.get_attr("prompts")[0]) if env.has_attr("prompts") else [""]
+
+
 def collect_episodes(
     policy: GPT2Policy,
     env: VecEnv,

@@ -37,8 +37,9 @@ from agents.arguments import Args, EnvironmentArgs, parse_arguments
 from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
-from agents.frontier import START_TEXTS, Frontier, number_of_prompts, start_frontier
+from agents.frontier import START_TEXTS, Frontier, start_frontier
 from agents.logs import TensorBoard, TextLog, Tracker
+from agents.rollout import prompts_of
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
 
@@ -123,7 +124,7 @@ class Evaluator:
         n = self.args.run.start_episodes
         if not (self.args.reinforce.kl_coef and n):
             return
-        if (prompts := number_of_prompts(self.env)) > 1:
+        if (prompts := len(prompts_of(self.env))) > 1:
             self.display.console.print(
                 f"no gap to the optimum: it is known for one prompt, and this run has {prompts}"
             )
