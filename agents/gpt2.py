@@ -72,7 +72,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says.
 
-        With `packing` (N, C) to (N, C).
+        With `packing` (N, C) to (N, C), a row for each of its beginnings.
         """
         qkv = self.c_attn(x)
         if packing is not None:
@@ -237,17 +237,20 @@ class GPT2(nn.Module):
         view = cache.at(positions, cache_length or cache.max_length, cache_rows)
         return self._blocks(ids, positions, cache, view)
 
-    def packed_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """`hidden` of the N real tokens of padded texts from their start: (N, C), row by row.
+    def packed_hidden(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """`hidden` of padded texts from their start, each beginning that texts share only once.
 
         Args:
             ids: rows of the vocabulary, (B, S) int64.
             mask: the real tokens, bool (B, S); each row's come first.
+
+        Returns:
+            The last layer of the N distinct beginnings (N, C), and which of them ends at each place
+            of the texts, (B, S) int64, 0 at the padding.
         """
         self._check_ids(ids)
-        packing = Packing(mask)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        return self._blocks(packing.pack(ids), packing.pack(positions), packing=packing)
+        packing = Packing(ids, mask)
+        return self._blocks(packing.tokens, packing.positions, packing=packing), packing.nodes
 
     def _blocks(
         self,
@@ -266,42 +269,48 @@ class GPT2(nn.Module):
             x = block(x, cached, view, packing)
         return self.ln_f(x)
 
-    def forward_passes(self) -> tuple[Callable[..., Tensor], ...]:
+    def forward_passes(self) -> tuple[Callable[..., Any], ...]:
         """The methods that use the weights and may be called from outside, for FSDP."""
         return self.hidden, self.packed_hidden
 
     def log_probs(
-        self, hidden: Tensor, tokens: Tensor, entropies: bool = True
+        self, hidden: Tensor, tokens: Tensor, places: Tensor | None = None, entropies: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens, and entropies of the distributions they were drawn from.
 
-        Equal to a log-softmax of `head(hidden)`, of which large logits (N, V) never exist as a whole.
+        Equal to a log-softmax of `head(hidden)`, of which large logits (M, V) never exist as a whole.
 
         Args:
-            hidden: the last layer where each token is decided, (N, C).
+            hidden: the last layer where tokens are decided, (M, C).
             tokens: (N,) int64.
+            places: the row of `hidden` that decides each token, (N,) int64; None: one each, in order.
             entropies: False leaves them 0, which saves time.
 
         Returns:
-            Two float32 tensors of shape (N,); float64 for a model of double precision.
+            Log-probabilities (N,) and entropies (M,), float32; float64 for a model of double precision.
         """
-        return log_probs(hidden, self.wte.weight, tokens, entropies)
+        return log_probs(hidden, self.wte.weight, tokens, places, entropies)
 
     def log_probs_and_kl(
-        self, hidden: Tensor, tokens: Tensor, start: GPT2, start_hidden: Tensor
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        start: GPT2,
+        start_hidden: Tensor,
+        places: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As `log_probs`, with the exact KL of each next-token distribution to a start model's.
 
         Args:
-            hidden: the last layer where each token is decided, (N, C).
-            tokens: (N,) int64.
+            hidden, tokens, places: see `log_probs`.
             start: of the same vocabulary; it gets no gradients.
-            start_hidden: its last layer at the same places, (N, its C).
+            start_hidden: its last layer at the same places, (M, its C).
 
         Returns:
-            Log-probabilities, entropies, KL, and the start model's log-probabilities, each (N,).
+            Log-probabilities (N,), entropies and KL (M,), and the start model's log-probabilities (N,).
         """
-        return log_probs_and_kl(hidden, self.wte.weight, start_hidden, start.wte.weight, tokens)
+        weights = self.wte.weight, start_hidden, start.wte.weight
+        return log_probs_and_kl(hidden, *weights, tokens, places)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype it computes in (autocast's if on)."""
@@ -364,22 +373,31 @@ class GPT2(nn.Module):
     def _decode_dropping(
         self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: _Decoding
     ) -> Tensor:
-        """Decodes token by token, and drops rows as they end."""
+        """Decodes token by token. Rows are dropped as they end, and read once while they are alike."""
         (B, T), end = ids.shape, settings.end
         new = torch.full((B, settings.max_new_tokens), -1 if end is None else end)
-        rows = torch.arange(B)  # of the texts that go on, which the cache holds in this order
-        cache = self.new_cache(B, T + settings.max_new_tokens - 1)
+        # Of the texts that go on: their rows, and of each the row of the cache, in ascending order.
+        rows, node, ids, lengths = _distinct_prompts(ids, lengths)
+        cache = self.new_cache(len(ids), T + settings.max_new_tokens - 1)
         hidden = self._read_prompts(ids, lengths, cache)
         for step in range(settings.max_new_tokens):
-            token = settings.next_token(self.head(hidden), None if u is None else u[step, rows])
+            logits = self.head(hidden)
+            if len(logits) < len(rows):  # otherwise each row has its own node, in order
+                logits = logits.index_select(0, node)
+            token = settings.next_token(logits, None if u is None else u[step, rows])
             new[rows, step] = token
             if end is not None and not bool((goes_on := token != end).all()):
-                rows, token = rows[goes_on], token[goes_on]
-                cache.keep(goes_on)
+                rows, node, token = rows[goes_on], node[goes_on], token[goes_on]
             if not len(rows) or step + 1 == settings.max_new_tokens:
                 break
-            positions = None if lengths is None else lengths[rows]
-            hidden = self._read_token(token, positions, T, step, cache)
+            V = self.config.vocab_size
+            texts, order = (node * V + token).sort()
+            longer, node = texts.unique_consecutive(return_inverse=True)
+            rows, shorter = rows[order], longer // V
+            if len(shorter) != cache.batch_size or bool((shorter.diff() == 0).any()):
+                cache.keep(shorter, T + step)
+                lengths = None if lengths is None else lengths[shorter]
+            hidden = self._read_token(longer % V, lengths, T, step, cache)
         return new
 
     def _decode_static(
@@ -574,6 +592,23 @@ class GPT2(nn.Module):
             raise ValueError(
                 f"end_index={end} must be a row, in [0, {vocab_size}), or -1 for texts without end"
             )
+
+
+def _distinct_prompts(
+    ids: Tensor, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The different prompts of ids (B, T), by which the rows are sorted.
+
+    Returns:
+        The rows in the order of their prompts and which prompt each has, both (B,); the prompts and
+        their lengths.
+    """
+    width = ids.new_full((len(ids),), ids.shape[1]) if lengths is None else lengths
+    padding = torch.arange(ids.shape[1]) >= width[:, None]
+    keyed = torch.cat([width[:, None], ids.masked_fill(padding, 0)], 1)
+    prompts, which = keyed.unique(dim=0, return_inverse=True)
+    which, rows = which.sort()
+    return rows, which, prompts[:, 1:], None if lengths is None else prompts[:, 0]
 
 
 class _Decoding(NamedTuple):

@@ -95,10 +95,21 @@ class KVCache:
                 f" max_length={self.max_length}"
             )
 
-    def keep(self, rows: Tensor) -> None:
-        """Drops all other rows: those kept, indices or a bool mask, move up."""
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-        self.batch_size = len(self.layers[0][0])
+    def keep(self, rows: Tensor, length: int) -> None:
+        """Goes on with these rows alone, each as often as it is named, and their first positions.
+
+        Args:
+            rows: of this cache, int64.
+            length: how many positions are stored.
+        """
+        self.batch_size = len(rows)
+
+        def kept(stored: Tensor) -> Tensor:
+            buffer = stored.new_zeros(len(rows), *stored.shape[1:])
+            buffer[:, :, :length] = stored[:, :, :length].index_select(0, rows)
+            return buffer
+
+        self.layers = [(kept(keys), kept(values)) for keys, values in self.layers]
 
 
 class CacheView(NamedTuple):

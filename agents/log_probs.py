@@ -33,6 +33,7 @@ def log_probs(
     hidden: Tensor,
     weight: Tensor,
     tokens: Tensor,
+    places: Tensor | None = None,
     entropies: bool = True,
     chunks: Chunks | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -42,20 +43,21 @@ def log_probs(
     and summed in float32.
 
     Args:
-        hidden: the last layer where each token is decided, (N, C).
+        hidden: the last layer where tokens are decided, (M, C).
         weight: the head, (V, C).
         tokens: (N,) int64.
+        places: the row of `hidden` that decides each token, (N,) int64; None: one each, in order.
         entropies: False leaves them 0, which saves time.
         chunks: how many rows of logits to make at a time; None: by the device.
 
     Returns:
-        Two float32 tensors of shape (N,); float64 for double precision.
+        Log-probabilities (N,) and entropies (M,), float32; float64 for double precision.
     """
     if chunks is None:
         chunks = _CPU if hidden.is_cpu else _ACCELERATOR
     # An autograd function cannot ask whether gradients are enabled outside.
     grad = torch.is_grad_enabled()
-    return _LogProbs.apply(hidden, weight, tokens, entropies, chunks, grad)
+    return _LogProbs.apply(hidden, weight, tokens, places, entropies, chunks, grad)
 
 
 def log_probs_and_kl(
@@ -64,6 +66,7 @@ def log_probs_and_kl(
     start_hidden: Tensor,
     start_weight: Tensor,
     tokens: Tensor,
+    places: Tensor | None = None,
     chunks: Chunks | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `log_probs`, with the KL of each next-token distribution to that of a start model.
@@ -73,18 +76,18 @@ def log_probs_and_kl(
     Estimation of the KL Divergence Between Language Models").
 
     Args:
-        hidden, weight, tokens, chunks: see `log_probs`.
+        hidden, weight, tokens, places, chunks: see `log_probs`.
         start_hidden, start_weight: the start model's, which get no gradients.
 
     Returns:
-        Log-probabilities, entropies, KL, and the start model's log-probabilities, each (N,). The last
-        have no gradients.
+        Log-probabilities (N,), entropies and KL (M,), and the start model's log-probabilities (N,). The
+        last have no gradients.
     """
     if chunks is None:
         chunks = _CPU if hidden.is_cpu else _ACCELERATOR
     grad = torch.is_grad_enabled()
     start = start_hidden.detach(), start_weight.detach()
-    return _LogProbsAndKL.apply(hidden, weight, *start, tokens, chunks, grad)
+    return _LogProbsAndKL.apply(hidden, weight, *start, tokens, places, chunks, grad)
 
 
 class _LogProbsAndKL(torch.autograd.Function):
@@ -101,30 +104,32 @@ class _LogProbsAndKL(torch.autograd.Function):
         start_hidden: Tensor,
         start_weight: Tensor,
         tokens: Tensor,
+        places: Tensor | None,
         chunks: Chunks,
         grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
-        ctx.rows = chunks.backward
+        kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
+        ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
-        size = min(chunks.forward, N)
+        size = min(chunks.forward, M)
         buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
-        log_prob, entropy, kl, start = hidden.new_empty(4, N, dtype=buffers.wide.dtype)
+        log_prob, start = hidden.new_empty(2, len(tokens), dtype=buffers.wide.dtype)
+        entropy, kl = hidden.new_empty(2, M, dtype=buffers.wide.dtype)
         # Two matrices are kept for the gradient, p and log p - log q, where `log_probs` keeps one.
-        keep = grad and chunks.kept >= 2 * N * V and any(ctx.needs_input_grad)
-        kept = [buffers.wide.new_empty(N, V) for _ in range(2)] if keep else []
-        for rows in _slices(N, chunks.forward):
+        keep = grad and chunks.kept >= 2 * M * V and any(ctx.needs_input_grad)
+        kept = [buffers.wide.new_empty(M, V) for _ in range(2)] if keep else []
+        for rows in _slices(M, chunks.forward):
             log_p = buffers.log_softmax(h[rows], w)
             log_q = start_buffers.log_softmax(h0[rows], w0)
-            log_prob[rows] = log_p.gather(1, tokens[rows, None])[:, 0]
-            start[rows] = log_q.gather(1, tokens[rows, None])[:, 0]
+            which, entries = ctx.decided.by(rows, V)
+            log_prob[which], start[which] = log_p.take(entries), log_q.take(entries)
             p = torch.exp(log_p, out=kept[0][rows] if keep else buffers.wide[: len(log_p)])
             out = kept[1][rows] if keep else start_buffers.wide[: len(log_p)]
             ratio = torch.sub(log_p, log_q, out=out)
             entropy[rows] = -log_p.mul_(p).sum(-1)
             kl[rows] = torch.mul(p, ratio, out=log_q).sum(-1)
-        tensors = hidden, weight, start_hidden, start_weight, tokens, entropy, kl
+        tensors = hidden, weight, start_hidden, start_weight, entropy, kl
         ctx.save_for_backward(*tensors, *kept)
         ctx.mark_non_differentiable(start)
         ctx.set_materialize_grads(False)
@@ -135,10 +140,10 @@ class _LogProbsAndKL(torch.autograd.Function):
     def backward(
         ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None, *others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, start_hidden, start_weight, tokens, entropy, kl, *kept = ctx.saved_tensors
-        nothing = torch.zeros_like(kl)
-        grad_log_prob = nothing if grad_log_prob is None else grad_log_prob
-        grad_kl = nothing if others[0] is None else others[0]
+        hidden, weight, start_hidden, start_weight, entropy, kl, *kept = ctx.saved_tensors
+        if grad_log_prob is None:
+            grad_log_prob = kl.new_zeros(len(ctx.decided.tokens))
+        grad_kl = torch.zeros_like(kl) if others[0] is None else others[0]
         h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
         size = min(ctx.rows, len(h))
         buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
@@ -151,18 +156,20 @@ class _LogProbsAndKL(torch.autograd.Function):
                 ratio = start_buffers.log_softmax(h0[rows], w0).neg_().add_(log_p)
                 p = log_p.exp_()
             # p · (grad_kl · (log p - log q - KL) - grad_log_prob), and grad_log_prob at the token.
-            slope = grad_log_prob[rows, None] + grad_kl[rows, None] * kl[rows, None]
+            which, entries = ctx.decided.by(rows, p.shape[1])
+            slope = grad_kl[rows, None] * kl[rows, None]
+            slope = slope.index_add(0, entries // p.shape[1], grad_log_prob[which, None])
             grad_z = torch.mul(ratio, grad_kl[rows, None], out=buffers.wide[: len(p)])
             if grad_entropy is not None:
                 slope += grad_entropy[rows, None] * entropy[rows, None]
             grad_z.sub_(slope).mul_(p)
             if grad_entropy is not None:
                 grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
-            grad_z.scatter_add_(1, tokens[rows, None], grad_log_prob[rows, None])
+            grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
             grad_z = grad_z.to(h.dtype)
             grad_hidden[rows] = grad_z @ w
             grad_weight += grad_z.t() @ h[rows]
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 class _LogProbs(torch.autograd.Function):
@@ -177,27 +184,29 @@ class _LogProbs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         tokens: Tensor,
+        places: Tensor | None,
         entropies: bool,
         chunks: Chunks,
         grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        kind, (N, V) = hidden.device.type, (len(hidden), len(weight))
-        ctx.rows = chunks.backward
+        kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
+        ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        buffers = _LogitBuffers(min(chunks.forward, N), w)
-        log_prob = hidden.new_empty(N, dtype=buffers.wide.dtype)
-        entropy = torch.zeros_like(log_prob)
-        keep = grad and chunks.kept >= N * V and any(ctx.needs_input_grad)
-        kept = [buffers.wide.new_empty(N, V)] if keep else []
-        for rows in _slices(N, chunks.forward):
+        buffers = _LogitBuffers(min(chunks.forward, M), w)
+        log_prob = hidden.new_empty(len(tokens), dtype=buffers.wide.dtype)
+        entropy = log_prob.new_zeros(M)
+        keep = grad and chunks.kept >= M * V and any(ctx.needs_input_grad)
+        kept = [buffers.wide.new_empty(M, V)] if keep else []
+        for rows in _slices(M, chunks.forward):
             log_p = buffers.log_softmax(h[rows], w)
-            log_prob[rows] = log_p.gather(1, tokens[rows, None])[:, 0]
+            which, entries = ctx.decided.by(rows, V)
+            log_prob[which] = log_p.take(entries)
             if keep or entropies:
                 p = torch.exp(log_p, out=kept[0][rows] if keep else buffers.wide[: len(log_p)])
             if entropies:
                 entropy[rows] = -log_p.mul_(p).sum(-1)
-        ctx.save_for_backward(hidden, weight, tokens, entropy, *kept)
+        ctx.save_for_backward(hidden, weight, entropy, *kept)
         ctx.set_materialize_grads(False)
         return log_prob, entropy
 
@@ -206,22 +215,24 @@ class _LogProbs(torch.autograd.Function):
     def backward(
         ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        hidden, weight, tokens, entropy, *kept = ctx.saved_tensors
+        hidden, weight, entropy, *kept = ctx.saved_tensors
         if grad_log_prob is None:
-            grad_log_prob = torch.zeros_like(entropy)
+            grad_log_prob = entropy.new_zeros(len(ctx.decided.tokens))
         h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         buffers = _LogitBuffers(min(ctx.rows, len(h)), w)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         product = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
         for rows in _slices(len(h), ctx.rows):
             p = kept[0][rows] if kept else buffers.log_softmax(h[rows], w).exp_()
-            slope = -grad_log_prob[rows, None]
+            which, entries = ctx.decided.by(rows, p.shape[1])
+            slope = torch.zeros_like(entropy[rows, None])
+            slope.index_add_(0, entries // p.shape[1], -grad_log_prob[which, None])
             if grad_entropy is not None:
-                slope = slope - grad_entropy[rows, None] * entropy[rows, None]
+                slope -= grad_entropy[rows, None] * entropy[rows, None]
             grad_z = torch.mul(p, slope, out=buffers.wide[: len(p)])
             if grad_entropy is not None:
                 grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
-            grad_z.scatter_add_(1, tokens[rows, None], grad_log_prob[rows, None])
+            grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
             if grad_z.dtype != h.dtype:
                 grad_z = buffers.logits[: len(p)].copy_(grad_z)
             grad_hidden[rows] = grad_z @ w
@@ -232,7 +243,22 @@ class _LogProbs(torch.autograd.Function):
                 # In slices, because a sum of two dtypes first widens a copy of the second.
                 for part in _slices(len(product), 4096):
                     grad_weight[part] += product[part]
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
+
+
+class _Decided:
+    """Which tokens each row of the logits decides."""
+
+    def __init__(self, tokens: Tensor, places: Tensor | None) -> None:
+        self.tokens, self.places = tokens, places
+
+    def by(self, rows: slice, V: int) -> tuple[slice | Tensor, Tensor]:
+        """The tokens that some rows decide, and their entries in those rows' logits, read in order."""
+        if self.places is None:
+            tokens = self.tokens[rows]
+            return rows, torch.arange(len(tokens), device=tokens.device) * V + tokens
+        which = ((self.places >= rows.start) & (self.places < rows.stop)).nonzero()[:, 0]
+        return which, (self.places[which] - rows.start) * V + self.tokens[which]
 
 
 def _slices(n: int, size: int) -> list[slice]:

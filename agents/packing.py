@@ -1,27 +1,53 @@
-"""Texts of different lengths without their padding, so that no layer computes what nobody reads."""
+"""Texts without their padding, and with each shared beginning once.
+
+A causal model gives a token the same state in every text that begins alike up to it. So the layers
+compute each distinct beginning once: the nodes of the texts' prefix tree.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
 class Packing:
-    """The N real tokens of texts (B, S), one row after the other.
+    """The N distinct beginnings of texts (B, S), whose different texts are R <= B rows.
 
     Norms and projections run on (N, C). Attention, cheap beside them in short texts, runs on the
-    padded (B, S, C), whose padding no real token sees.
+    padded (R, S, C), whose padding no real token sees.
+
+    Attributes:
+        tokens: the last token of each beginning, (N,) int64.
+        positions: where it stands, (N,) int64.
+        nodes: the beginning that ends at each place of the texts, (B, S) int64; 0 at the padding.
     """
 
-    def __init__(self, mask: Tensor) -> None:
-        """Packs the tokens of `mask`, bool (B, S), of which each row's come first."""
-        self.shape = mask.shape
-        self._places = mask.flatten().nonzero()[:, 0]  # (N,)
+    def __init__(self, ids: Tensor, mask: Tensor) -> None:
+        """Finds the beginnings of texts.
+
+        Args:
+            ids: rows of the vocabulary, (B, S) int64.
+            mask: the real tokens, bool (B, S); each row's come first.
+        """
+        # Sorted, a text shares with the text above it whatever it shares with any text before it.
+        rows, row_of_text = torch.unique(ids.masked_fill(~mask, -1), dim=0, return_inverse=True)
+        real = rows >= 0
+        new = real.clone()  # (R, S)
+        new[1:] &= (rows[1:] != rows[:-1]).cumsum(1) > 0
+        number = new.flatten().cumsum(0).view_as(new) - 1
+        # The last row at or above this one that has a new token here began this beginning.
+        nodes = number.masked_fill(~new, 0).cummax(0).values.masked_fill(~real, 0)
+        self._nodes = nodes.flatten()
+        self._places = new.flatten().nonzero()[:, 0]  # (N,)
+        self.shape = new.shape
+        self.tokens = rows.flatten()[self._places]
+        self.positions = self._places % new.shape[1]
+        self.nodes = nodes[row_of_text]
 
     def pack(self, x: Tensor) -> Tensor:
-        """(B, S, …) to (N, …)."""
+        """(R, S, …) to (N, …)."""
         return x.flatten(0, 1).index_select(0, self._places)
 
     def pad(self, x: Tensor) -> Tensor:
-        """(N, …) to (B, S, …), 0 at the padding."""
-        padded = x.new_zeros(self.shape[0] * self.shape[1], *x.shape[1:])
-        return padded.index_copy(0, self._places, x).unflatten(0, self.shape)
+        """(N, …) to (R, S, …), finite numbers at the padding."""
+        return x.index_select(0, self._nodes).unflatten(0, self.shape)

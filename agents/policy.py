@@ -331,20 +331,22 @@ class GPT2Policy(ActorCriticPolicy):
             Log-probabilities, entropies, values and KL, with gradients where they are enabled.
         """
         rows, columns, width = masked_places(mask, texts.device)
-        hidden = self._hidden_at(texts, rows, columns, width, gpt2)
+        hidden, places = self._hidden_at(texts, rows, columns, width, gpt2)
         model, own = (self.gpt2, True) if gpt2 is None else (gpt2, False)
         with self.autocast():
             tokens = texts[rows, columns].long()
             if start is None:
-                log_prob, entropy = model.log_probs(hidden, tokens, entropies=own)
-                kl = start_log_prob = torch.zeros_like(log_prob)
+                log_prob, entropy = model.log_probs(hidden, tokens, places, entropies=own)
+                kl, start_log_prob = torch.zeros_like(entropy), torch.zeros_like(log_prob)
             else:
                 with torch.no_grad():
-                    start_hidden = self._hidden_at(texts, rows, columns, width, start)
+                    start_hidden, _ = self._hidden_at(texts, rows, columns, width, start)
                 log_prob, entropy, kl, start_log_prob = model.log_probs_and_kl(
-                    hidden, tokens, start, start_hidden
+                    hidden, tokens, start, start_hidden, places
                 )
         values = self.value_head(hidden)[:, 0] if own else torch.zeros_like(entropy)
+        if places is not None:
+            entropy, values, kl = (x.index_select(0, places) for x in (entropy, values, kl))
         empty = torch.zeros(texts.shape, dtype=log_prob.dtype, device=texts.device)
         written = log_prob, entropy, values, kl, start_log_prob
         return TokenEvaluation(*(empty.index_put((rows, columns), x) for x in written))
@@ -360,22 +362,25 @@ class GPT2Policy(ActorCriticPolicy):
         Returns:
             float32 (N, C), row by row.
         """
-        return self._hidden_at(texts, *masked_places(mask, texts.device), gpt2)
+        hidden, places = self._hidden_at(texts, *masked_places(mask, texts.device), gpt2)
+        return hidden if places is None else hidden.index_select(0, places)
 
     def _hidden_at(
         self, texts: Tensor, rows: Tensor, columns: Tensor, width: int, gpt2: GPT2 | None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last layer (M, C), and the row of it that decides each token (N,); None: one each."""
         model = self.gpt2 if gpt2 is None else gpt2
         ids, lengths = self.to_model_input(texts)  # the token of column j is decided at position j
         ids = ids[:, :width]
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            read = torch.arange(width, device=ids.device) < lengths[:, None] - 1
             # On a GPU padding costs less than tensors of ever new sizes.
-            if not ids.is_cpu or bool(read.all()):
-                return at_least_float32(model.hidden(ids)[rows, columns])
-            number = read.flatten().cumsum(0) - 1  # of each real token among all of them
-            return at_least_float32(model.packed_hidden(ids, read)[number[rows * width + columns]])
+            if not ids.is_cpu:
+                return at_least_float32(model.hidden(ids)[rows, columns]), None
+            read = torch.arange(width, device=ids.device) < lengths[:, None] - 1
+            hidden, nodes = model.packed_hidden(ids, read)
+            used, places = nodes[rows, columns].unique(return_inverse=True)
+            return at_least_float32(hidden.index_select(0, used)), places
 
 
 def masked_places(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:

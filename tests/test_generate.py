@@ -170,6 +170,42 @@ def test_both_ways_of_decoding_write_the_same(arguments, ragged):
         assert "greedy" in given or len(set(first)) > 3, "rows end at many places"
 
 
+@pytest.mark.parametrize("ragged", [True, False], ids=["ragged prompts", "equal prompts"])
+@torch.no_grad()
+def test_texts_are_read_once_while_they_are_alike(monkeypatch, ragged):
+    """Two prompts, each in several rows that draw the same three tokens and then go different ways."""
+    gpt2, given = generation(max_new_tokens=6)
+    ids, lengths = given["ids"][[4, 1, 1, 4, 1, 4, 1, 1, 4]], given["lengths"][4].expand(9).clone()
+    if not ragged:
+        lengths[:] = 5
+    settings = _Decoding(6, 1.0, None, 3)
+    u = torch.rand(6, 1, dtype=torch.float64).repeat(1, 9)
+    u[3:, 5:] = torch.rand(3, 4, dtype=torch.float64)  # rows part at the fourth token
+    expected = gpt2._decode_static(ids, lengths, u, settings)
+    read, blocks = [], gpt2._blocks
+
+    def counted(ids, *arguments):
+        read.append(len(ids))
+        return blocks(ids, *arguments)
+
+    monkeypatch.setattr(gpt2, "_blocks", counted)
+    assert torch.equal(
+        gpt2._decode_dropping(ids, lengths if ragged else None, u, settings), expected
+    )
+    beginnings = [
+        {
+            (*row[:n].tolist(), *text[:step].tolist())
+            for row, n, text in zip(ids, lengths, expected, strict=True)
+        }
+        for step in range(6)
+    ]
+    distinct = [
+        len({text for text in texts if 3 not in text[-step:] or not step})
+        for step, texts in enumerate(beginnings)
+    ]
+    assert read == distinct
+
+
 def test_generate_is_one_of_them():
     gpt2, given = generation()
     torch.manual_seed(1)

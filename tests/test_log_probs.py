@@ -54,7 +54,7 @@ def test_exact_kl_has_the_values_and_gradients_of_a_plain_log_softmax(chunks, we
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     plain = *plain_log_probs(gpt2, hidden, tokens), kl
     both = hidden, gpt2.wte.weight, start_hidden, start.wte.weight
-    *ours, start_log_prob = log_probs_and_kl(*both, tokens, Chunks(*chunks))
+    *ours, start_log_prob = log_probs_and_kl(*both, tokens, chunks=Chunks(*chunks))
     torch.testing.assert_close(start_log_prob, plain_log_probs(start, start_hidden, tokens)[0])
     outcomes = []
     for values in (ours, plain):
@@ -65,11 +65,31 @@ def test_exact_kl_has_the_values_and_gradients_of_a_plain_log_softmax(chunks, we
     torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("chunks", [(100, 100, 10**6), (2, 3, 10**6), (3, 2, 0)], ids=str)
+@pytest.mark.parametrize("places", [[0, 0, 3, 3, 3, 4], [4, 0, 3, 0, 3, 3], [2]], ids=str)
+def test_a_row_may_decide_several_tokens_or_none(chunks, places):
+    torch.manual_seed(0)
+    weight, start_weight = torch.randn(2, 23, 16, dtype=torch.float64, requires_grad=True)
+    hidden, start_hidden = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    places, tokens = torch.tensor(places), torch.randint(23, (len(places),))
+    outcomes = []
+    for at in (places, None):  # without `places` each token has a row of its own
+        row = slice(None) if at is not None else places
+        both = hidden[row], weight, start_hidden[row], start_weight
+        ours = log_probs_and_kl(*both, tokens, at, Chunks(*chunks))
+        alone = log_probs(*both[:2], tokens, at, chunks=Chunks(*chunks))
+        spread = places if at is not None else slice(None)
+        values = [ours[0], ours[1][spread], ours[2][spread], ours[3], alone[0], alone[1][spread]]
+        loss = sum((v * torch.linspace(-1, 2, len(v))).sum() for v in values)
+        outcomes.append([*values, *torch.autograd.grad(loss, (hidden, weight))])
+    torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
+
+
 def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision():
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
     hidden, tokens = torch.randn(9, 32, requires_grad=True), torch.randint(50, (9,))
-    arguments = hidden, gpt2.wte.weight, tokens, True, Chunks(2, 3, 0)
+    arguments = hidden, gpt2.wte.weight, tokens, None, True, Chunks(2, 3, 0)
     exact = log_probs(*arguments)
     with torch.autocast("cpu", torch.bfloat16):
         half = log_probs(*arguments)
@@ -85,7 +105,7 @@ def test_without_entropies_they_are_zero():
     hidden, weight = torch.randn(5, 8, requires_grad=True), torch.randn(7, 8, requires_grad=True)
     tokens = torch.randint(7, (5,))
     (log_prob, entropy), (expected, _) = (
-        log_probs(hidden, weight, tokens, entropies) for entropies in (False, True)
+        log_probs(hidden, weight, tokens, entropies=entropies) for entropies in (False, True)
     )
     assert torch.equal(log_prob, expected)
     assert torch.equal(entropy, torch.zeros(5))

@@ -251,9 +251,9 @@ def time_update(session: Session, agent: REINFORCE, gpt2: GPT2) -> list[str]:
     policy = agent.policy
     evaluate = policy.evaluate_texts
 
-    def split(texts, mask, gpt2=None):  # the policy's pass or the start model's
+    def split(texts, mask, gpt2=None, **start):  # the policy's pass or the start model's
         began = now()
-        result = evaluate(texts, mask, gpt2)
+        result = evaluate(texts, mask, gpt2, **start)
         name = "policy forward" if gpt2 is None else "start model"
         spent[name] = spent.get(name, 0.0) + now() - began
         return result
