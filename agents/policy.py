@@ -200,9 +200,12 @@ class GPT2Policy(ActorCriticPolicy):
         with self.autocast():
             if not torch.is_grad_enabled():
                 return at_least_float32(self.prefix_cache(len(ids)).read(ids, lengths))
-            hidden = self.gpt2.hidden(ids[:, : int(lengths.max())])
+            ids = ids[:, : int(lengths.max())]
             ends = torch.arange(len(ids), device=ids.device), lengths - 1
-            return at_least_float32(hidden[ends])
+            if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
+                return at_least_float32(self.gpt2.hidden(ids)[ends])
+            hidden, nodes = self.gpt2.packed_hidden(ids, _mask(lengths, ids.shape[1]))
+            return at_least_float32(hidden.index_select(0, nodes[ends]))
 
     def prefix_cache(self, batch_size: int) -> PrefixCache:
         """The cache for batches of this size, emptied if a weight has changed since it was filled."""
@@ -374,13 +377,16 @@ class GPT2Policy(ActorCriticPolicy):
         ids = ids[:, :width]
         with self.autocast():
             # The head, most of a small model's work, sees only these places.
-            # On a GPU padding costs less than tensors of ever new sizes.
-            if not ids.is_cpu:
+            if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
                 return at_least_float32(model.hidden(ids)[rows, columns]), None
-            read = torch.arange(width, device=ids.device) < lengths[:, None] - 1
-            hidden, nodes = model.packed_hidden(ids, read)
+            hidden, nodes = model.packed_hidden(ids, _mask(lengths - 1, width))
             used, places = nodes[rows, columns].unique(return_inverse=True)
             return at_least_float32(hidden.index_select(0, used)), places
+
+
+def _mask(lengths: Tensor, width: int) -> Tensor:
+    """The first tokens of each row, bool (B, width)."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def masked_places(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int]:

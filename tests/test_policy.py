@@ -51,6 +51,32 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(a[0], b[0])
 
 
+def test_the_states_of_a_text_are_read_once(monkeypatch):
+    """PPO and A2C evaluate an episode's states one by one, and in any order."""
+    policy = make_policy()
+    states = observation([], [1], [1, 2], [1, 2, 3], [4], [1, 2], [4, 0])[torch.randperm(7)]
+    actions, weights = torch.randint(V, (7,)), torch.linspace(-1, 2, 7)
+    read, blocks = [], policy.gpt2._blocks
+
+    def counted(ids, *arguments, **keywords):
+        read.append(ids.numel())
+        return blocks(ids, *arguments, **keywords)
+
+    monkeypatch.setattr(policy.gpt2, "_blocks", counted)
+    together = policy.evaluate_actions(states, actions)
+    assert read == [6], "<|endoftext|>, 1, 1 2, 1 2 3, 4 and 4 0"
+    alone = [policy.evaluate_actions(states[i : i + 1], actions[i : i + 1]) for i in range(7)]
+    alone = [torch.cat(column) for column in zip(*alone, strict=True)]
+    torch.testing.assert_close(list(together), alone)
+    gradients = [
+        torch.autograd.grad(
+            sum((x.flatten() * weights).sum() for x in values), list(policy.gpt2.parameters())
+        )
+        for values in (together, alone)
+    ]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
 def fresh_policy(initial_length):
     torch.manual_seed(0)
     space = spaces.Box(0, 101, (L,), np.int64)
