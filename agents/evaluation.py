@@ -65,7 +65,7 @@ def evaluate(
         numbers and the score of each of `judges`. On the other ranks nothing.
 
     Raises:
-        ValueError: for no episodes.
+        ValueError: for no episodes, and for a judge with the name of a number in the infos.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
@@ -162,6 +162,11 @@ def _numbers(
     columns: dict[str, npt.ArrayLike] = {
         name: [info[name] for info in infos] for name in numbers(infos)
     }
+    if taken := columns.keys() & judges.keys():
+        raise ValueError(
+            f"judges has the names {sorted(taken)}, which numbers in the environment's info have"
+            " already: choose other names"
+        )
     columns |= {name: judge(texts) for name, judge in judges.items()}
     return {name: np.asarray(column).tolist() for name, column in columns.items()}
 

@@ -51,6 +51,11 @@ def log_softmax(gpt2, text):
     return gpt2(torch.tensor([[END, *text]]))[0, -1].double().log_softmax(-1)
 
 
+def test_a_judge_may_not_have_the_name_of_a_number_in_the_infos(model, env):
+    with pytest.raises(ValueError, match=r"judges has the names \['sentiment'\]"):
+        run(model, env, judges={"sentiment": lambda texts: [0.0] * len(texts)})
+
+
 def test_measures_equal_sums_over_the_distributions(model, env):
     result = run(model, env, judges={"other": lambda texts: [len(text) for text in texts]})
     texts, mask, rewards = written(model, env)

@@ -7,7 +7,7 @@ in this file, which work on any number of rows at once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from itertools import compress
 from pathlib import Path
@@ -152,7 +152,7 @@ class TextSentimentTask:
         return self._pad(tokens), len(tokens)
 
     def start(
-        self, generators: Sequence[np.random.Generator], given: Sequence[str | None] | None = None
+        self, generators: Collection[np.random.Generator], given: Sequence[str | None] | None = None
     ) -> tuple[npt.NDArray[np.object_], Tokens, Tokens]:
         """The prompts of k new episodes: each is given or drawn.
 
@@ -248,14 +248,14 @@ class TextSentimentTask:
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,). An empty text is neutral, and the judge doesn't see it."""
-        written = [bool(text.strip()) for text in texts]
-        read = list(compress(texts, written))
+        written = list(map(str.strip, texts))
+        read = texts if all(written) else list(compress(texts, written))
         if not read:
             return np.zeros(len(texts))
         scores = checks.scores("sentiment_model", self._judge(read), len(read), largest=1)
         if len(read) < len(texts):
             scores, of_read = np.zeros(len(texts)), scores
-            scores[written] = of_read
+            scores[list(map(bool, written))] = of_read
         return scores
 
 

@@ -87,9 +87,11 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         seeded = [seeding.np_random() for _ in range(num_envs)]
-        self._generators = [generator for generator, _ in seeded]
+        self._generators = np.empty(num_envs, object)  # an array, from which rows are quickly taken
+        self._generators[:] = [generator for generator, _ in seeded]
         self._seeds = [seed for _, seed in seeded]
-        self._tokens = np.full((num_envs, width), self.vocabulary.pad_index)
+        self._pad = self.vocabulary.pad_index  # V, just above the actions
+        self._tokens = np.full((num_envs, width), self._pad)
         self._starts = np.zeros(num_envs, np.int64)
         self._positions = np.zeros(num_envs, np.int64)
         self._potentials = np.zeros(num_envs)
@@ -147,9 +149,8 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
 
     def _start(self, rows: Rows, prompts: Sequence[str | None] | None = None) -> Infos:
         """Starts k rows' texts with the prompts given (None: drawn), and returns their infos."""
-        generators = [self._generators[row] for row in rows.tolist()]
-        texts, tokens, lengths = self.task.start(generators, prompts)
-        self._tokens[rows] = self.vocabulary.pad_index
+        texts, tokens, lengths = self.task.start(self._generators[rows], prompts)
+        self._tokens[rows] = self._pad
         if self.task.prompt_length:
             self._tokens[rows, : self.task.prompt_length] = tokens
         self._starts[rows] = self._positions[rows] = lengths
@@ -185,8 +186,8 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
                 )
             infos = self._start(self._ended)
             # A row that restarts takes no action: PAD behind its prompt changes nothing.
-            actions[self._ended] = self.vocabulary.pad_index
-        acting = actions != self.vocabulary.pad_index
+            actions[self._ended] = self._pad
+        acting = actions != self._pad
         self._tokens[self._rows, self._positions] = actions
         self._positions += acting
         terminated = self.task.ends(actions, self._positions - self._starts)
@@ -217,11 +218,10 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
             )
         own = actions.astype(np.int64)
         unsigned = own.view(np.uint64)  # negative actions become huge ones
-        if np.maximum.reduce(unsigned) >= len(self.vocabulary):
-            row = int((unsigned >= len(self.vocabulary)).argmax())
+        if np.maximum.reduce(unsigned) >= self._pad:
+            row = int((unsigned >= self._pad).argmax())
             raise ValueError(
-                f"actions[{row}]={actions[row]} is out of range: it must lie in"
-                f" [0, {len(self.vocabulary)})"
+                f"actions[{row}]={actions[row]} is out of range: it must lie in [0, {self._pad})"
             )
         return own
 
