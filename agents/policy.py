@@ -379,7 +379,8 @@ class GPT2Policy(ActorCriticPolicy):
             # The head, most of a small model's work, sees only these places.
             if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
                 return at_least_float32(model.hidden(ids)[rows, columns]), None
-            hidden, nodes = model.packed_hidden(ids, _mask(lengths - 1, width))
+            # <|endoftext|> is read of every text, so that even empty ones have a node.
+            hidden, nodes = model.packed_hidden(ids, _mask((lengths - 1).clamp(min=1), width))
             used, places = nodes[rows, columns].unique(return_inverse=True)
             return at_least_float32(hidden.index_select(0, used)), places
 

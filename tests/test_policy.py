@@ -51,6 +51,12 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(a[0], b[0])
 
 
+def test_nothing_is_evaluated_of_empty_texts():
+    policy, texts = make_policy(), observation([], [])
+    for values in policy.evaluate_texts(texts, texts < V, start=policy.gpt2):
+        assert torch.equal(values, torch.zeros(2, L))
+
+
 def test_the_states_of_a_text_are_read_once(monkeypatch):
     """PPO and A2C evaluate an episode's states one by one, and in any order."""
     policy = make_policy()
