@@ -378,7 +378,8 @@ class GPT2(nn.Module):
         new = torch.full((B, settings.max_new_tokens), -1 if end is None else end)
         # Of the texts that go on: their rows, and of each the row of the cache, in ascending order.
         rows, node, ids, lengths = _distinct_prompts(ids, lengths)
-        cache = self.new_cache(len(ids), T + settings.max_new_tokens - 1)
+        cache = self.new_cache(B, T + settings.max_new_tokens - 1)
+        cache.keep(torch.arange(len(ids)), 0)
         hidden = self._read_prompts(ids, lengths, cache)
         for step in range(settings.max_new_tokens):
             logits = self.head(hidden)

@@ -5,6 +5,7 @@ Letters in shapes: B rows, S new positions, L cached positions, H heads, D chann
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class KVCache:
             )
             for _ in range(config.n_layer)
         ]
+        self._buffers = list(itertools.chain(*self.layers))  # of all rows that there may be
 
     def prefill(self, size: int) -> CacheView:
         """The first `size` tokens of all rows, each of which sees those before it."""
@@ -99,17 +101,14 @@ class KVCache:
         """Goes on with these rows alone, each as often as it is named, and their first positions.
 
         Args:
-            rows: of this cache, int64.
+            rows: of this cache, int64; no more than it was made for.
             length: how many positions are stored.
         """
         self.batch_size = len(rows)
-
-        def kept(stored: Tensor) -> Tensor:
-            buffer = stored.new_zeros(len(rows), *stored.shape[1:])
-            buffer[:, :, :length] = stored[:, :, :length].index_select(0, rows)
-            return buffer
-
-        self.layers = [(kept(keys), kept(values)) for keys, values in self.layers]
+        for stored, buffer in zip(itertools.chain(*self.layers), self._buffers, strict=True):
+            buffer[: len(rows), :, :length] = stored[:, :, :length].index_select(0, rows)
+        kept = [buffer[: len(rows)] for buffer in self._buffers]  # in place: new memory is slow
+        self.layers = list(zip(kept[::2], kept[1::2], strict=True))
 
 
 class CacheView(NamedTuple):
