@@ -21,6 +21,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(FOLDER)
     script = importlib.import_module("train_judge")
     judge_data = importlib.import_module("judge_data")
+    judge_embedding = importlib.import_module("judge_embedding")
     judge_hunt = importlib.import_module("judge_hunt")
     judge_report = importlib.import_module("judge_report")
     judge_texts = importlib.import_module("judge_texts")
@@ -180,6 +181,53 @@ def test_without_salad_no_text_is_called_unreadable(
     assert "hunt 1" not in report
 
 
+def test_rare_tokens_get_the_rows_that_their_meaning_suggests() -> None:
+    """The true rows are linear in the states; training knows a row the better the more it saw it."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(20, 8))
+
+    def states(words: list[str]) -> np.ndarray:
+        seeds = [int.from_bytes(word.encode(), "little") % 2**32 for word in words]
+        drawn = [np.random.default_rng(seed).normal(size=20) for seed in seeds]
+        return np.array(drawn, np.float32)
+
+    tokens = judge_embedding.lower_case_tokens()
+    words = judge_embedding._words(tokens)
+    true = states(words) @ directions
+    counts, trained = np.zeros(50257, int), np.arange(0, len(tokens), 2)
+    seen = rng.choice([2, 10_000], len(trained))
+    counts[np.array(tokens)[trained]] = seen
+    noise = rng.normal(size=(len(trained), 8)) * np.where(seen == 2, 5.0, 0.01)[:, None]
+    table = torch.zeros(2 + len(trained), 8)
+    table[1] = 7.0
+    table[2:] = torch.from_numpy(true[trained] + noise).float()
+    ids, rows = judge_embedding.complete_embedding(
+        states, [tokens[i] for i in trained], table, counts
+    )
+    assert ids == tokens
+    assert torch.equal(rows[:2], table[:2])
+    error = np.linalg.norm(rows[2:].numpy() - true, axis=1)
+    before = np.linalg.norm(noise, axis=1)
+    assert error[trained][seen == 2].mean() < 0.2 * before[seen == 2].mean()
+    assert error[trained][seen > 2].max() < 0.2
+    assert error[1::2].mean() < 0.1 * np.linalg.norm(true, axis=1).mean(), "never seen"
+
+
+def test_the_embedding_of_a_trained_judge_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "Teacher", lambda name, device: script.SmokeTeacher())
+    script.main(["--smoke", "--out", str(tmp_path / "own")])
+    trained = tmp_path / "own" / "round-1"  # that of 500 tokens
+    arguments = ["--smoke", "--judge", str(trained), "--imdb-teacher", "any"]
+    report = script.main([*arguments, "--out", str(tmp_path / "new")])
+    assert list(report) == ["final"]
+    before, after = Judge(directory=trained), Judge(directory=tmp_path / "new")
+    assert set(before.tokenizer.token_ids) < set(after.tokenizer.token_ids)
+    assert set(judge_embedding.lower_case_tokens()) <= set(after.tokenizer.token_ids)
+    assert torch.equal(before.network.forwards.weight_hh_l0, after.network.forwards.weight_hh_l0)
+
+
 def test_an_interrupted_training_ends_in_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +258,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(
         (["--epochs", "x"], "--epochs"),
         (["--device", "cuda:77"], "--device cuda:77: torch sees none"),
         (["--data", "nowhere"], "nowhere/sst2_dev.tsv.xz"),
+        (["--judge", "nowhere"], "--judge: name the classifier that reads the tokens"),
     ],
 )
 def test_bad_input_ends_in_one_line(

@@ -1,4 +1,4 @@
-"""The bundled judge: a network of 2.4 million parameters that scores the sentiment of a text.
+"""The bundled judge: a network of 4.2 million parameters that scores the sentiment of a text.
 
 It gives each text three probabilities: positive, negative, and *not a readable text*, so that a
 string of happy words earns as little as silence. `data/JUDGE.md` describes its training data and
@@ -131,6 +131,9 @@ def _load(folder: Path) -> tuple[Tokenizer, SentimentNetwork]:
     if found != config["sha256"]:  # a changed bit can be a plausible number
         raise ValueError(f"judge.safetensors has SHA-256 {found}, not {config['sha256']}")
     weights = load(content)
+    scale = weights.pop("embedding.scale", None)  # of each row, which is then stored in 8 bits
+    if scale is not None:
+        weights["embedding.weight"] = weights["embedding.weight"] * scale.float()
     for name, values in weights.items():
         if not values.isfinite().all():
             raise ValueError(f"{name} holds nan or inf")

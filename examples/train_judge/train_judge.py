@@ -12,7 +12,10 @@ Stages, each of which leaves a file in `--out` and is skipped if that file is th
    known, and to tell language from word salad.
 5. `hunt`: REINFORCE without KL looks for what the student likes and nobody would write; what it
    finds becomes training data. Repeated `--hunt-rounds` times.
-6. the files: `judge.safetensors`, `judge.json` and `report.json`.
+6. `rows`: all lower-case tokens get an embedding, and rare ones a better one.
+7. the files: `judge.safetensors`, `judge.json` and `report.json`.
+
+With `--judge DIR` a trained judge takes the place of stages 1 to 5.
 
 Without `--data` the data sets come from the Hugging Face hub. `--smoke` runs every stage in seconds
 on texts made by program.
@@ -24,8 +27,7 @@ import hashlib
 import json
 import logging
 import random
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,18 +44,24 @@ from judge_data import (
     repeats_itself,
     vary,
 )
+from judge_embedding import (
+    States,
+    complete_embedding,
+    count_tokens,
+    embed_tokens,
+    most_frequent_tokens,
+)
 from judge_hunt import Find, hunt, usual_nll
 from judge_report import calibrate, measure
 from judge_teacher import Teacher, fine_tune, label_corpus
 from judge_texts import labelled
 from judge_training import Samples, Trainer, made_by_program, mix, readable
 from safetensors.torch import save
-from torch import Tensor
 
 from agents import cli
 from agents.atomic import atomic_write
 from text_sentiment_env.judge import Judge, SentimentNetwork, Tokenizer
-from text_sentiment_env.vocabulary import Vocabulary, gpt2_token_bytes
+from text_sentiment_env.vocabulary import Vocabulary
 
 log = logging.getLogger("train_judge")
 
@@ -112,6 +120,8 @@ class Args:
     """cpu or cuda; the hunt always runs on the CPU"""
     final: bool = False
     """measure on SST-2's test sentences too"""
+    judge: Path | None = None
+    """folder of a trained judge, whose embedding alone is completed"""
     smoke: bool = False
     """other defaults: every stage in seconds, on texts made by program"""
 
@@ -126,34 +136,6 @@ SMOKE = Args(
     hunt_updates=2,
     smoke=True,
 )
-
-
-# ---------------------------------------------------------------------------------------- 3. start
-
-
-def most_frequent_tokens(texts: Iterable[str], size: int) -> list[int]:
-    """The `size` GPT-2 tokens that cover most of the lower-cased texts, in order of their id."""
-    everything = Tokenizer(range(50257))
-    counts: Counter[int] = Counter()
-    for text in texts:
-        counts.update((everything([text])[0] - 2).tolist())
-    return sorted(token for token, _ in counts.most_common(size))
-
-
-def embed_tokens(teacher: Any, token_ids: Sequence[int], width: int) -> Tensor:
-    """The teacher's state for each token, on its `width` main axes; (tokens + 2, width).
-
-    The student then starts with a notion of which words are alike; rows 0 and 1 (padding, unknown)
-    are zero.
-    """
-    words = [gpt2_token_bytes()[i].decode(errors="replace").strip() for i in token_ids]
-    states = torch.from_numpy(teacher.states(words))
-    states -= states.mean(0)
-    _, _, axes = torch.linalg.svd(states, full_matrices=False)
-    projected = states @ axes[:width].T
-    table = torch.zeros(len(words) + 2, width)
-    table[2:, : projected.shape[1]] = 0.3 * projected / projected.std()
-    return table
 
 
 # ----------------------------------------------------------------------------------------- 5. hunt
@@ -205,21 +187,26 @@ def hunted(start: Any, judge: Judge, round_: int, args: Args) -> dict[str, Any]:
     return found | {"report": report}
 
 
-# ---------------------------------------------------------------------------------------- 6. files
+# ---------------------------------------------------------------------------------------- 7. files
 
 
-def write_judge(
-    folder: Path, weights: dict[str, Tensor], token_ids: Sequence[int], args: Args
-) -> Judge:
-    """Writes the two files of a judge, in half precision, and reads them back."""
+def write_judge(folder: Path, network: SentimentNetwork, token_ids: Sequence[int]) -> Judge:
+    """Writes the two files of a judge, and reads them back.
+
+    Weights are in half precision, the embedding in 8 bits with a scale for each row.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    halves = {name: value.detach().half().cpu().contiguous() for name, value in weights.items()}
-    content = save(halves)
+    weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    table = weights.pop("embedding.weight")
+    scale = (table.abs().amax(1, keepdim=True) / 127).clamp(min=1e-6).half()
+    halves = {name: value.half().contiguous() for name, value in weights.items()}
+    rows = {"embedding.weight": (table / scale.float()).round().clamp(-127, 127).to(torch.int8)}
+    content = save(halves | rows | {"embedding.scale": scale})
     with atomic_write(folder / "judge.safetensors") as temporary:
         temporary.write_bytes(content)
     config = {
-        "width": args.width,
-        "hidden": args.hidden,
+        "width": table.shape[1],
+        "hidden": network.forwards.hidden_size,
         "sha256": hashlib.sha256(content).hexdigest(),
         "token_ids": list(map(int, token_ids)),
     }
@@ -257,6 +244,11 @@ def make_teacher(args: Args) -> Teacher:
     return Teacher(args.teacher or str(args.out / "teacher"), device)
 
 
+def second_teacher(args: Args, teacher: Any) -> Any:
+    """The classifier that labels IMDb, which is another one where `--imdb-teacher` names it."""
+    return Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
+
+
 def load_start_model(args: Args) -> Any:
     """The GPT-2 that hunts start from."""
     from agents.gpt2 import GPT2, GPT2Config
@@ -288,15 +280,14 @@ class Student:
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
-        other = Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
-        self.imdb = readable(
-            imdb.texts, mix(label_corpus(other, imdb.texts, labels / "imdb"), imdb.label, 0.1)
-        )
+        self.imdb_teacher = second_teacher(args, teacher)
+        imdb_logits = label_corpus(self.imdb_teacher, imdb.texts, labels / "imdb")
+        self.imdb = readable(imdb.texts, mix(imdb_logits, imdb.label, 0.1))
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "start.pt"
         if not path.exists():
             token_ids = most_frequent_tokens(self.imdb.texts + self.sst2.texts, args.tokens)
-            table = embed_tokens(teacher, token_ids, args.width)
+            table = embed_tokens(teacher.states, token_ids, args.width)
             with atomic_write(path) as temporary:
                 torch.save({"token_ids": token_ids, "table": table}, temporary)
         begin = torch.load(path, weights_only=True)
@@ -331,7 +322,7 @@ class Student:
 
     def write(self, folder: Path) -> Judge:
         """The judge as it is now."""
-        return write_judge(folder, self.network.state_dict(), self.tokenizer.token_ids, self.args)
+        return write_judge(folder, self.network, self.tokenizer.token_ids)
 
 
 class SmokeTeacher:
@@ -356,6 +347,8 @@ def parse_arguments(argv: Sequence[str] | None) -> Args:
     names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
     cli.positive(args, *names, "threads")
     cli.check_device(args.device)
+    if args.judge is not None and not (args.imdb_teacher or args.teacher):
+        raise ValueError("--judge: name the classifier that reads the tokens, --imdb-teacher DIR")
     if not args.salad:
         args = replace(args, readable_weight=0.0, hunt_rounds=0)
     return args
@@ -370,12 +363,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     corpora, sets = make_corpora(args)
+    report: dict[str, Any] = {}
+    if args.judge is not None:
+        judge = Judge(directory=args.judge)
+        network, tokenizer = judge.network, judge.tokenizer
+        states = Teacher(args.imdb_teacher or args.teacher or "", torch.device(args.device)).states
+    else:
+        student = trained(args, corpora, sets, report)
+        network, tokenizer, states = student.network, student.tokenizer, student.imdb_teacher.states
+    judge = completed(args, network, tokenizer, states, corpora)
+    report["final"] = measure(judge, sets)
+    log.info("final: %s", report["final"])
+    if (
+        args.hunt_rounds and args.judge is None
+    ):  # the last hunt only measures what the files are worth
+        start = load_start_model(args)
+        report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
+    with atomic_write(args.out / "report.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1), "utf-8")
+    return report
+
+
+def trained(
+    args: Args,
+    corpora: dict[str, Corpus],
+    sets: dict[str, list[tuple[str, int]]],
+    report: dict[str, Any],
+) -> Student:
+    """Stages 1 to 5, and the calibration; `report` gets the figures on the way."""
     teacher = SmokeTeacher() if args.smoke else make_teacher(args)
     student = Student(args, corpora, teacher)
     everything = student.everything()
     student.learn("student", everything, args.epochs, args.learning_rate)
     judge = student.write(args.out / "round-0")
-    report: dict[str, Any] = {"round 0": measure(judge, {"dev": sets["dev"]})}
+    report["round 0"] = measure(judge, {"dev": sets["dev"]})
     log.info("before the hunt: %s", report["round 0"])
 
     start = load_start_model(args) if args.hunt_rounds else None
@@ -392,14 +413,28 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     both = sets["dev"] + [(detokenise(text), label) for text, label in sets["dev"]]
     report["temperature, bias"] = calibrate(student.network, student.tokenizer, both)
-    judge = student.write(args.out)
-    report["final"] = measure(judge, sets)
-    log.info("final: %s", report["final"])
-    if args.hunt_rounds:  # the last hunt only measures what the files are worth
-        report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
-    with atomic_write(args.out / "report.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1), "utf-8")
-    return report
+    return student
+
+
+def completed(
+    args: Args,
+    network: SentimentNetwork,
+    tokenizer: Tokenizer,
+    states: States,
+    corpora: dict[str, Corpus],
+) -> Judge:
+    """Stages 6 and 7: the judge with an embedding of all lower-case tokens, written to `--out`."""
+    sst2, imdb = corpora["sst2"].texts, corpora["imdb"].texts
+    real = [*sst2, *map(detokenise, sst2), *imdb]
+    sizes = len(real) // 8, len(real) // 6 if args.salad else 0  # about as many as in an epoch
+    made = made_by_program(real, sizes, random.Random(args.seed))
+    counts = count_tokens([*real, *made.texts])
+    table = network.embedding.weight.detach().cpu()
+    token_ids, rows = complete_embedding(states, tokenizer.token_ids, table, counts)
+    weights = network.state_dict() | {"embedding.weight": rows}
+    whole = SentimentNetwork(len(token_ids), rows.shape[1], network.forwards.hidden_size)
+    whole.load_state_dict(weights)
+    return write_judge(args.out, whole, token_ids)
 
 
 if __name__ == "__main__":
