@@ -72,7 +72,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, S, C) to (B, S, C); `cached` holds this layer's keys and values, seen as `view` says.
 
-        With `packing` (N, C) to (N, C), a row for each of its beginnings.
+        With `packing` (N, C) to (N, C), a row for each of its prefixes.
         """
         qkv = self.c_attn(x)
         if packing is not None:
@@ -238,14 +238,14 @@ class GPT2(nn.Module):
         return self._blocks(ids, positions, cache, view)
 
     def packed_hidden(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`hidden` of padded texts from their start, each beginning that texts share only once.
+        """`hidden` of padded texts from their start, each prefix that texts share only once.
 
         Args:
             ids: rows of the vocabulary, (B, S) int64.
             mask: the real tokens, bool (B, S); each row's come first.
 
         Returns:
-            The last layer of the N distinct beginnings (N, C), and which of them ends at each place
+            The last layer of the N distinct prefixes (N, C), and which of them ends at each place
             of the texts, (B, S) int64, 0 at the padding.
         """
         self._check_ids(ids)

@@ -1,7 +1,7 @@
-"""Texts without their padding, and with each shared beginning once.
+"""Texts without their padding, and with each shared prefix once.
 
 A causal model gives a token the same state in every text that begins alike up to it. So the layers
-compute each distinct beginning once: the nodes of the texts' prefix tree.
+compute each distinct prefix once: the nodes of the texts' prefix tree.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from torch import Tensor
 
 
 class Packing:
-    """The N distinct beginnings of texts (B, S), whose different texts are R <= B rows.
+    """The N distinct prefixes of texts (B, S), whose different texts are R <= B rows.
 
     Norms and projections run on (N, C). Attention, cheap beside them in short texts, runs on the
     padded (R, S, C), whose padding no real token sees.
 
     Attributes:
-        tokens: the last token of each beginning, (N,) int64.
+        tokens: the last token of each prefix, (N,) int64.
         positions: where it stands, (N,) int64.
-        nodes: the beginning that ends at each place of the texts, (B, S) int64; 0 at the padding.
+        nodes: the prefix that ends at each place of the texts, (B, S) int64; 0 at the padding.
     """
 
     def __init__(self, ids: Tensor, mask: Tensor) -> None:
-        """Finds the beginnings of texts.
+        """Finds the prefixes of texts.
 
         Args:
             ids: rows of the vocabulary, (B, S) int64.
@@ -35,7 +35,7 @@ class Packing:
         new = real.clone()  # (R, S)
         new[1:] &= (rows[1:] != rows[:-1]).cumsum(1) > 0
         number = new.flatten().cumsum(0).view_as(new) - 1
-        # The last row at or above this one that has a new token here began this beginning.
+        # The last row at or above this one that has a new token here began this prefix.
         nodes = number.masked_fill(~new, 0).cummax(0).values.masked_fill(~real, 0)
         self._nodes = nodes.flatten()
         self._places = new.flatten().nonzero()[:, 0]  # (N,)

@@ -1,4 +1,4 @@
-"""Texts without their padding, and with each shared beginning once."""
+"""Texts without their padding, and with each shared prefix once."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TEXTS = {
     "one text": [[1, 2, 3]],
     "nothing shared": [[5, 1, 3], [2], [4, 4]],
     "of full length": [[1, 2, 3, 4, 5], [3, 2, 1, 0, 0]],
-    "one the beginning of another": [[1, 2], [1, 2, 3], [1]],
+    "one the prefix of another": [[1, 2], [1, 2, 3], [1]],
     "twice the same": [[1, 2], [3, 4, 5], [1, 2], [3, 4, 5]],
     "apart and alike again": [[1, 2, 7], [1, 3, 7], [1, 2, 8]],
     "zeros": [[0], [0, 0], [0, 0, 0]],
@@ -45,11 +45,11 @@ def test_packed_texts_have_the_values_and_gradients_of_padded_ones(texts):
 @given(
     st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8),
 )
-def test_each_distinct_beginning_is_packed_once(texts):
+def test_each_distinct_prefix_is_packed_once(texts):
     ids, mask = padded(texts)
     packing = Packing(ids, mask)
-    beginnings = {tuple(text[: i + 1]) for text in texts for i in range(len(text))}
-    assert len(packing.tokens) == len(beginnings)
+    prefixes = {tuple(text[: i + 1]) for text in texts for i in range(len(text))}
+    assert len(packing.tokens) == len(prefixes)
     found = {}
     for text, nodes in zip(texts, packing.nodes.tolist(), strict=True):
         for i, node in enumerate(nodes[: len(text)]):

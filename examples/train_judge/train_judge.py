@@ -374,9 +374,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     judge = completed(args, network, tokenizer, states, corpora)
     report["final"] = measure(judge, sets)
     log.info("final: %s", report["final"])
-    if (
-        args.hunt_rounds and args.judge is None
-    ):  # the last hunt only measures what the files are worth
+    if args.hunt_rounds and args.judge is None:
+        # The last hunt only measures what the files are worth.
         start = load_start_model(args)
         report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
     with atomic_write(args.out / "report.json") as temporary:
