@@ -1,5 +1,11 @@
 """Fixtures that several test modules use, and the rule for tests that need a GPU."""
 
+import os
+
+# The workers share the cores, and so do the programs that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from gpt2_helpers import SIZE, huggingface, ours

@@ -144,7 +144,7 @@ def test_wrong_contents_in_a_whole_archive_are_refused(members):
     assert loaded < 60
 
 
-@pytest.mark.parametrize("value", [*VALUES, places], ids=str)
+@pytest.mark.parametrize("value", [*VALUES, places], ids=[*map(str, VALUES), "a function"])
 def test_wrong_entries_of_every_part_are_refused(members, value):
     """Entries of which these values are never ones."""
     data = json.loads(members["checkpoint.json"])

@@ -220,7 +220,7 @@ def test_interrupt_saves_and_exits_cleanly(tmp_path):
     out = tmp_path / "run"
     command = [
         *(sys.executable, str(ROOT / "examples/train_reinforce.py"), *SMALL, "--kl-coef", "0"),
-        *("--out", str(out), "--updates", "100000", "--save-every", "100000"),
+        *("--out", str(out), "--updates", "1000", "--save-every", "1000"),
     ]
     process = subprocess.Popen(
         [c for c in command if c != "--quiet"],

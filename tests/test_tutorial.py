@@ -52,6 +52,7 @@ def execute(folder):
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
+        coalesce_streams=True,  # however slowly a cell prints
     )
     backend = "module://matplotlib_inline.backend_inline"
     variables = {"PYTHONPATH": path, "PYTHONWARNINGS": quiet, "MPLBACKEND": backend}

@@ -94,6 +94,7 @@ def run_tests(session: Session) -> None:
     """`pytest -m gpu`; its output in a file, its last line on the screen."""
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command += ["-n", "0"]  # one process has the GPU
     command += ["--collect-only"] if session.smoke else []
     limit = max(30.0, 0.4 * (session.deadline - time.monotonic()))
     with open(session.out / "tests.txt", "w") as file:
