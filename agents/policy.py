@@ -20,7 +20,7 @@ from agents.gpt2 import GPT2, GPT2Config
 from agents.prefix_cache import PrefixCache
 from agents.sampling import at_least_float32, mask_after_end, sample
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fast")
 
 
 class TokenEvaluation(NamedTuple):
@@ -75,7 +75,8 @@ class GPT2Policy(ActorCriticPolicy):
             lr_schedule: learning rate as a function of the remaining progress.
             config: the GPT-2's shape, with `vocab_size` V, or a part of it; the rest is 2 layers of
                 64 channels with 2 heads.
-            precision: `"fp32"`, `"bf16"` (autocast) or `"auto"`: bf16 on CUDA.
+            precision: `"fp32"`, `"bf16"` (autocast), `"auto"`: bf16 on CUDA, or `"fast"`: bf16 on CUDA
+                and on a CPU that has instructions for it (AVX512-BF16 or AMX).
             cuda_graphs: writes episodes on a GPU by replaying CUDA graphs.
             initial_length: about how many tokens the fresh weights write, `<|endoftext|>` included,
                 above 1; None: as many as tokens drawn evenly, V on average. A judge that pays only
@@ -170,8 +171,18 @@ class GPT2Policy(ActorCriticPolicy):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which GPT-2 is run: bf16 where `precision` says so."""
-        half = self.precision == "bf16" or (self.precision == "auto" and self.device.type == "cuda")
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.computes_in == "bf16")
+
+    @property
+    def computes_in(self) -> str:
+        """`"bf16"` or `"fp32"`: what `precision` means on this device."""
+        cpu = self.device.type == "cpu"
+        half = {
+            "bf16": True,
+            "auto": self.device.type == "cuda",
+            "fast": self.device.type == "cuda" or (cpu and _cpu_multiplies_bf16()),
+        }
+        return "bf16" if half.get(self.precision, False) else "fp32"
 
     def to_model_input(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """GPT-2's input for observations (b, L): ids (b, 1 + L) and how many of them count, (b,).
@@ -383,6 +394,14 @@ class GPT2Policy(ActorCriticPolicy):
             hidden, nodes = model.packed_hidden(ids, _mask((lengths - 1).clamp(min=1), width))
             used, places = nodes[rows, columns].unique(return_inverse=True)
             return at_least_float32(hidden.index_select(0, used)), places
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it: without them bf16 is slower than fp32."""
+    # Both checks are private to torch: a release that lacks them means no.
+    names = "_is_avx512_bf16_supported", "_is_amx_tile_supported"
+    checks = [getattr(torch.cpu, name) for name in names if hasattr(torch.cpu, name)]
+    return torch.backends.mkldnn.is_available() and any(check() for check in checks)
 
 
 def _mask(lengths: Tensor, width: int) -> Tensor:

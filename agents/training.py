@@ -360,6 +360,7 @@ def measured(model: REINFORCE, trained: Trained, began: float) -> dict[str, Any]
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": report.versions(),
         "hardware": report.hardware(model.device),
+        "computes_in": model.policy.computes_in,
         "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
         "updates": model._n_updates,
         "episodes": model._episode_num,

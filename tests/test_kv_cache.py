@@ -54,12 +54,14 @@ def test_prefill_writes_the_cache(small):
 
 
 @torch.no_grad()
-def test_half_precision_cache_follows_autocast(small):
+@pytest.mark.parametrize("own", [True, False])
+def test_cache_under_autocast(small, own):
+    """On a CPU attention, and so the model's own cache, stays in single precision."""
     gpt2 = copy.deepcopy(small).float()
     ids = random_ids(gpt2.config, 2, 6)
     with torch.autocast("cpu", torch.bfloat16):
-        cache = gpt2.new_cache(2)
-        assert cache.layers[0][0].dtype == torch.bfloat16
+        cache = gpt2.new_cache(2) if own else KVCache(gpt2.config, 2, dtype=torch.bfloat16)
+        assert cache.layers[0][0].dtype == (torch.float32 if own else torch.bfloat16)
         gpt2(ids[:, :5], cache=cache)
         got = gpt2(ids[:, 5:], torch.full((2, 1), 5), cache=cache)
     want = gpt2(ids)[:, 5:]

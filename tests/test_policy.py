@@ -1,11 +1,15 @@
+from pathlib import Path
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from policy_helpers import L, V, make_policy, observation
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
+from agents import policy as policy_module
 
 
 def test_forward_agrees_with_evaluate_actions():
@@ -153,6 +157,48 @@ def test_bf16_keeps_ids_and_probabilities_out():
     torch.testing.assert_close(half, exact.evaluate_texts(obs, mask).log_prob, atol=0.15, rtol=0)
     total = policy.get_distribution(obs).distribution.logits.exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("instructions", [True, False])
+def test_fast_is_bf16_where_the_cpu_has_instructions_for_it(instructions, monkeypatch):
+    monkeypatch.setattr("agents.policy._cpu_multiplies_bf16", lambda: instructions)
+    obs, computed = observation([1, 2, 3]), {}
+    for precision in ("fp32", "bf16", "auto", "fast"):
+        policy = make_policy(precision=precision)
+        computed[precision] = policy.computes_in
+        with policy.autocast(), torch.no_grad():
+            expected = torch.bfloat16 if policy.computes_in == "bf16" else torch.float32
+            assert policy.gpt2.h[0].mlp.c_fc(torch.ones(1, policy.config.n_embd)).dtype == expected
+    fast = "bf16" if instructions else "fp32"
+    assert computed == {"fp32": "fp32", "bf16": "bf16", "auto": "fp32", "fast": fast}
+    mask, policies = obs < V, [make_policy(precision=p) for p in ("fast", fast)]
+    one, other = (policy.evaluate_texts(obs, mask).log_prob for policy in policies)
+    assert torch.equal(one, other)
+
+
+def test_instructions_for_bf16_are_those_of_this_processor():
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or not torch.backends.mkldnn.is_available():
+        pytest.skip("nothing to compare with")
+    known = {"avx512_bf16", "amx_tile"} & set(flags.read_text().split())
+    assert policy_module._cpu_multiplies_bf16() == bool(known)
+
+
+def test_attention_on_a_cpu_is_in_single_precision_under_autocast(monkeypatch):
+    """In rollout and training step: the kernels in bf16 are slower than those in fp32."""
+    attend, seen = F.scaled_dot_product_attention, []
+
+    def watched(q, k, v, *rest):
+        seen.append({q.dtype, k.dtype, v.dtype})
+        return attend(q, k, v, *rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    policy = make_policy(precision="bf16")
+    obs = observation([1, 2, 3])
+    policy.evaluate_texts(obs, obs < V).log_prob.sum().backward()
+    policy.generate_texts(observation([]), 3)
+    assert len(seen) > 2 * policy.config.n_layer
+    assert all(dtypes == {torch.float32} for dtypes in seen)
 
 
 @pytest.mark.parametrize(
