@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import time
 import zipfile
@@ -32,6 +31,7 @@ from agents.evaluation import evaluate
 from agents.frontier import START_TEXTS, Frontier, read_frontier
 from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
+from agents.metrics import standard_error
 from agents.policy import GPT2Policy
 from agents.reinforce import REINFORCE
 from agents.runs import ARGUMENTS, RunFolder
@@ -305,8 +305,7 @@ def _mean_and_error(values: Sequence[float | None]) -> str:
     numbers = [value for value in values if value is not None]
     if len(numbers) < 2:
         return ""
-    error = float(np.std(numbers, ddof=1)) / math.sqrt(len(numbers))
-    return f"{np.mean(numbers):.3f} ± {error:.3f}"
+    return f"{np.mean(numbers):.3f} ± {standard_error(numbers):.3f}"
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch import Tensor
 from agents import distributed
 from agents.frontier import Frontier
 from agents.gpt2 import GPT2
+from agents.metrics import standard_error
 from agents.policy import GPT2Policy, masked_places
 from agents.rollout import collect_episodes, numbers
 from agents.sampling import at_least_float32
@@ -130,7 +131,7 @@ def _evaluate(
     result: dict[str, Any] = {
         "episodes": n,
         "reward": float(np.mean(rewards)),
-        "reward_standard_error": float(np.std(rewards, ddof=1) / math.sqrt(n)) if n > 1 else 0.0,
+        "reward_standard_error": standard_error(rewards),
         "end_rate": float(np.mean([tokens[-1] == end for tokens in generated])),
         "entropy": entropy / tokens,
         "kl": float(np.mean(kls)),

@@ -28,6 +28,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.atomic import atomic_write
+from agents.metrics import standard_error
 from agents.policy import GPT2Policy
 from agents.rollout import Episodes, collect_episodes, numbers, prompts_of
 from text_sentiment_env import SentimentModel
@@ -152,7 +153,7 @@ class Frontier:
         weights = self._weights(kl_coef)
         mean = weights.mean()
         value = self._sorted[-1] + kl_coef * math.log(mean)
-        return Estimate(float(value), kl_coef * _standard_error(weights / mean))
+        return Estimate(float(value), kl_coef * standard_error(weights / mean))
 
     def gap(self, rewards: npt.ArrayLike, kls: npt.ArrayLike, kl_coef: float) -> Estimate:
         """KL(π, π*) = (J* - J(π))/β of a policy π, in nats a text.
@@ -166,7 +167,7 @@ class Frontier:
         """
         best = self.value(kl_coef)
         values = np.asarray(rewards, np.float64) - kl_coef * np.asarray(kls, np.float64)
-        error = math.hypot(best.standard_error, _standard_error(values))
+        error = math.hypot(best.standard_error, standard_error(values))
         return Estimate(float(best.value - values.mean()) / kl_coef, error / kl_coef)
 
     def win_rate(self, rewards: npt.ArrayLike) -> Estimate:
@@ -176,7 +177,7 @@ class Frontier:
         n/(n+1) for best-of-n. The standard error is that of the policy's texts alone.
         """
         quantiles = self._quantiles(np.asarray(rewards, np.float64))
-        return Estimate(float(quantiles.mean()), _standard_error(quantiles))
+        return Estimate(float(quantiles.mean()), standard_error(quantiles))
 
     def _quantiles(self, rewards: Floats) -> Floats:
         below = np.searchsorted(self._sorted, rewards, "left")
@@ -195,10 +196,6 @@ class Frontier:
         means = {name: float(p @ column) for name, column in self.columns.items()}
         means["win_rate"] = float(p @ self._quantiles(self.rewards))
         return Point(kl, float(1 / np.square(p).sum()), means)
-
-
-def _standard_error(values: Floats) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 # ------------------------------------------------------------------------- the start model's texts

@@ -6,11 +6,18 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from agents.rollout import Episodes
 from agents.sampling import NonFiniteError
+
+
+def standard_error(values: npt.ArrayLike) -> float:
+    """Of the mean of independent values (n,); 0 where a single one says nothing of it."""
+    values = np.asarray(values, np.float64)
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:

@@ -21,6 +21,7 @@ from agents import distributed
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
 from agents.frontier import START_TEXTS, Frontier, read_frontier
+from agents.metrics import standard_error
 
 Sample = Mapping[str, Any]  # a text and its measures, of `agents.evaluation.evaluate`
 SAMPLES = "samples.jsonl"
@@ -163,8 +164,7 @@ def interval(values: Sequence[float], form: str) -> str:
     """Half of a 95 % interval of the mean, with the format of the mean; empty for one value."""
     if len(values) < 2:
         return ""
-    half = 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return f"± {half:{form.lstrip('+')}}"
+    return f"± {1.96 * standard_error(values):{form.lstrip('+')}}"
 
 
 class MeasureRow(NamedTuple):

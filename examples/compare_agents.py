@@ -42,6 +42,7 @@ import text_sentiment_env
 from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv, TokenEmbedding, cli
 from agents.advantages import BASELINES
 from agents.atomic import atomic_write
+from agents.metrics import standard_error
 
 BINS = 40  # points of a learning curve
 SB3_ROWS = REINFORCE_ROWS = 16
@@ -317,8 +318,7 @@ def summarise(runs: list[dict[str, Any]], threshold: float) -> list[dict[str, An
             values = [result[key] for result in done]
             row[key] = float(np.mean(values)) if values else None
         if len(done) > 1:
-            rewards = [result["reward"] for result in done]
-            row["standard_error"] = float(np.std(rewards, ddof=1) / len(rewards) ** 0.5)
+            row["standard_error"] = standard_error([result["reward"] for result in done])
         row["parameters"] = mine[0].get("parameters", 0)
         row["seconds"] = float(np.mean([result["seconds"] for result in mine]))
         # Per second of the processor: what else the machine did meanwhile doesn't count.

@@ -16,6 +16,7 @@ import tyro
 
 from agents import cli
 from agents.figures import learning_curves, write_sheet
+from agents.metrics import standard_error
 from agents.report import MEASURES, Record
 
 PICTURE = Path(__file__).parent / "learning_curves.png"
@@ -68,8 +69,7 @@ def means(records: Sequence[Record]) -> Iterator[str]:
             values = np.array([r.summary.get(when, {}).get(measure, np.nan) for r in records])
             cell = "" if np.isnan(values).any() else _number(values.mean(), form)
             if when == "after" and len(values) > 1:
-                error = values.std(ddof=1) / len(values) ** 0.5
-                cell += f" ± {_number(error, form.removeprefix('+'))}"
+                cell += f" ± {_number(standard_error(values), form.removeprefix('+'))}"
             cells.append(cell)
         yield _row(when, *cells)
 
