@@ -90,7 +90,7 @@ class ModelArgs:
     """width of a random model"""
     initial_length: float | None = None
     """tokens that a random model writes at first, about; default: until it draws the end by chance"""
-    precision: Literal["auto", "fp32", "bf16", "fast"] = "auto"
+    precision: Literal["fast", "auto", "fp32", "bf16"] = "fast"
     """auto: bf16 on CUDA; fast: also on a CPU with instructions for it (AVX512-BF16, AMX)"""
     cuda_graphs: bool = False
     """write texts by replaying CUDA graphs"""
@@ -146,7 +146,6 @@ PRESETS = {
     "reviews": Args(
         RunArgs("reviews", updates=100),
         EnvironmentArgs(num_envs=128, target_length=(10, 20), length_penalty=1.5),
-        ModelArgs(precision="fast"),
         reinforce=ReinforceArgs(
             learning_rate=8e-4, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
         ),
