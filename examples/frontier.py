@@ -169,7 +169,9 @@ def draw(path: Path, result: dict[str, Any]) -> None:
 def show(console: Console, result: dict[str, Any]) -> None:
     """The trained policies, for the terminal."""
     table = Table(
-        box=SIMPLE, title="Trained policies; gap: nats a text to the optimum at the same β"
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
+        title="Trained policies; gap: nats a text to the optimum at the same β",
     )
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right")
