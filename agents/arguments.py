@@ -144,10 +144,10 @@ class Args:
 
 PRESETS = {
     "reviews": Args(
-        RunArgs("reviews", updates=100),
-        EnvironmentArgs(num_envs=128, target_length=(10, 20), length_penalty=1.5),
+        RunArgs("reviews", updates=75),
+        EnvironmentArgs(num_envs=256, target_length=(10, 20), length_penalty=1.5),
         reinforce=ReinforceArgs(
-            learning_rate=8e-4, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
+            learning_rate=1e-3, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
         ),
     ),
     "small": Args(

@@ -304,7 +304,8 @@ def settings_of(contender: str, args: argparse.Namespace) -> dict[str, Any]:
         },
         **{"eval_episodes": args.eval_episodes, "threads": torch.get_num_threads()},
         "environment": vars(preset.environment)
-        | {"target_length": [*preset.environment.target_length]},
+        | {"target_length": [*preset.environment.target_length]}
+        | ({} if args.num_envs is None else {"num_envs": args.num_envs}),
         "files": {
             "judge": digest(
                 Path(text_sentiment_env.__file__).parent / "data" / "judge.safetensors"
@@ -334,6 +335,8 @@ def run(contender: str, seed: int, settings: dict[str, Any], launched: float) ->
     transformers.logging.disable_progress_bar()
     preset = copy.deepcopy(PRESETS["reviews"])
     preset.run.seed = seed
+    preset.environment.num_envs = settings["environment"]["num_envs"]
+    preset.start.precision = "fp32"  # as the rivals
     meter = Meter(preset, settings, launched)
     RUNS[contender](preset, settings, meter)
     versions = {name: version(name) for name in PACKAGES if contender == "trl" or name != "trl"}
@@ -461,7 +464,7 @@ def main() -> None:
     parser.add_argument("--eval-episodes", type=int, default=512, help="texts of a measurement")
     for name in ("learning-rate", "kl-coef"):
         parser.add_argument(f"--{name}", type=float, help="instead of the contender's own")
-    for name in ("updates", "n-epochs", "batch-size"):
+    for name in ("num-envs", "updates", "n-epochs", "batch-size"):
         parser.add_argument(f"--{name}", type=int, help="likewise")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/quality"), help="folder of runs.jsonl"
