@@ -396,7 +396,7 @@ class Watch:
     def _table(self) -> Table:
         rows = read_rows(self.run / "progress.csv")
         updates = rows[-1][UPDATES] if rows else "0"
-        table = Table("", "now", "course", title=f"{self.run}: update {updates}")
+        table = Table("", "now", "course", title=f"{self.run.resolve().name}\nupdate {updates}")
         for title, column, _ in report.PANELS:
             values = [float(row[column]) for row in rows if row.get(column)]
             if values:

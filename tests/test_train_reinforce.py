@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from agents import GPT2, REINFORCE, training
+from agents.arguments import PRESETS
 from agents.callbacks import read_rows
 from agents.frontier import Frontier
 from agents.runs import RunFolder
@@ -359,7 +360,9 @@ def test_a_resume_that_would_alter_the_task_changes_nothing(finished, capsys):
     arguments = ["--out", str(finished), "--resume", "--learning-rate", "1e-9"]
     with pytest.raises(SystemExit, match="2"):
         training.main([*arguments, "--updates", "9"])
-    assert "--learning-rate 1e-09: --resume cannot change it from 0.0008" in capsys.readouterr().err
+    rate = PRESETS["reviews"].reinforce.learning_rate
+    refused = f"--learning-rate 1e-09: --resume cannot change it from {rate}"
+    assert refused in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
