@@ -57,14 +57,14 @@ def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout_p: float
 ) -> Tensor:
-    """Scaled dot-product attention; of (B, H, S, D) to (B, H, L, D).
+    """Scaled dot-product attention of q (B, H, S, D) to k and v (B, H, L, D): (B, H, S, D).
 
     In single precision on a CPU, even under autocast: the backward of torch's CPU kernel takes five
     times as long in bf16.
     """
     if q.is_cpu and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            q, k, v = q.float(), k.float(), v.float()
+            q, k, v = map(at_least_float32, (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
 

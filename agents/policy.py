@@ -176,13 +176,10 @@ class GPT2Policy(ActorCriticPolicy):
     @property
     def computes_in(self) -> str:
         """`"bf16"` or `"fp32"`: what `precision` means on this device."""
-        cpu = self.device.type == "cpu"
-        half = {
-            "bf16": True,
-            "auto": self.device.type == "cuda",
-            "fast": self.device.type == "cuda" or (cpu and _cpu_multiplies_bf16()),
-        }
-        return "bf16" if half.get(self.precision, False) else "fp32"
+        if self.precision in ("fp32", "bf16"):
+            return self.precision
+        fast = self.precision == "fast" and self.device.type == "cpu" and _cpu_multiplies_bf16()
+        return "bf16" if fast or self.device.type == "cuda" else "fp32"
 
     def to_model_input(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """GPT-2's input for observations (b, L): ids (b, 1 + L) and how many of them count, (b,).
