@@ -54,19 +54,15 @@ def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return F.dropout(x, p) if training and p else x
 
 
-def _attends_in_half(device: torch.device) -> bool:
-    """Whether autocast reaches attention.
-
-    On a CPU it does not: the backward of torch's kernel takes five times as long in bf16.
-    """
-    return device.type != "cpu" and torch.is_autocast_enabled(device.type)
-
-
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout_p: float
 ) -> Tensor:
-    """Scaled dot-product attention of q (B, H, S, D) to k and v (B, H, L, D): (B, H, S, D)."""
-    if torch.is_autocast_enabled(q.device.type) and not _attends_in_half(q.device):
+    """Scaled dot-product attention of q (B, H, S, D) to k and v (B, H, L, D): (B, H, S, D).
+
+    In single precision on a CPU, even under autocast: the backward of torch's CPU kernel takes five
+    times as long in bf16.
+    """
+    if q.is_cpu and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             q, k, v = map(at_least_float32, (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
@@ -327,7 +323,7 @@ class GPT2(nn.Module):
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype that attention is computed in."""
         device = self.wte.weight.device
-        half = _attends_in_half(device)
+        half = device.type != "cpu" and torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if half else self.wte.weight.dtype
         return KVCache(self.config, batch_size, max_length, device, dtype)
 
