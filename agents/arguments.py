@@ -92,8 +92,10 @@ class ModelArgs:
     """tokens that a random model writes at first, about; default: until it draws the end by chance"""
     precision: Literal["fast", "auto", "fp32", "bf16"] = "fast"
     """auto: bf16 on CUDA; fast: also on a CPU with instructions for it (AVX512-BF16, AMX)"""
-    cuda_graphs: bool = False
-    """write texts by replaying CUDA graphs"""
+    cuda_graphs: bool = True
+    """on a GPU, write texts by replaying CUDA graphs"""
+    compile: bool = False
+    """on a GPU, run through torch.compile: a minute more at first, quicker updates then"""
 
 
 @dataclass

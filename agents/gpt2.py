@@ -20,16 +20,18 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agents.compiled import compiled_blocks
 from agents.cuda_graphs import CUDAGraphs
+from agents.fused_log_probs import fused_log_probs
 from agents.gpt2_config import END_OF_TEXT_ID, GPT2Config
 from agents.kv_cache import CacheView, KVCache
-from agents.log_probs import log_probs, log_probs_and_kl
+from agents.log_probs import aligned, log_probs, log_probs_and_kl
 from agents.packing import Packing
 from agents.pretrained import (
     convert_weights,
@@ -38,12 +40,7 @@ from agents.pretrained import (
     read_weights,
     write_pretrained,
 )
-from agents.sampling import (
-    apply_temperature_and_top_k,
-    at_least_float32,
-    mask_after_end,
-    sample,
-)
+from agents.sampling import Decoding, at_least_float32, mask_after_end, sample
 from agents.tokenizer import write_tokenizer
 
 __all__ = ["END_OF_TEXT_ID", "GPT2", "GPT2Config", "KVCache", "sample"]
@@ -62,6 +59,8 @@ def _attend(
     In single precision on a CPU, even under autocast: the backward of torch's CPU kernel takes five
     times as long in bf16.
     """
+    if is_causal and q.shape[2] == 1 and not dropout_p:
+        return v  # a token that sees only itself
     if q.is_cpu and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             q, k, v = map(at_least_float32, (q, k, v))
@@ -95,11 +94,16 @@ class Attention(nn.Module):
         (B, S, _), C = qkv.shape, x.shape[-1]
         qkv = qkv.view(B, S, 3, self.n_head, C // self.n_head)
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, S, D)
-        mask, is_causal = None, True
+        mask, is_causal, fused = None, True, False
         if cached is not None and view is not None:
             k, v = view.update(cached[0], k), view.update(cached[1], v)  # (B, H, L, D)
-            q, mask, is_causal = q.to(k.dtype), view.mask, view.is_causal
-        y = _attend(q, k, v, mask, is_causal, self.dropout if self.training else 0.0)
+            q, mask, is_causal, fused = q.to(k.dtype), view.mask, view.is_causal, view.fused
+        if fused:
+            from agents.decode_attention import decode_attention  # wants Triton
+
+            y = decode_attention(q, k, v)
+        else:
+            y = _attend(q, k, v, mask, is_causal, self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, S, C)
         y = self.c_proj(y if packing is None else packing.pack(y))
         return _dropout(y, self.dropout, self.training)
@@ -159,7 +163,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self._graphs = CUDAGraphs()
+        self._graphs, self._compiled = CUDAGraphs(), False
         # 2 * n_layer branches add to the residual stream. The scale keeps its variance constant.
         residual_std = 0.02 / math.sqrt(2 * config.n_layer)
         for name, parameter in self.named_parameters():
@@ -178,6 +182,13 @@ class GPT2(nn.Module):
     def end_index(self) -> int | None:
         """The row of `<|endoftext|>`, or None if the model has no such token."""
         return self.config.eos_token_id
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """From now on runs on a GPU by compiled kernels: `torch.compile`'s, and for decoding one of ours.
+
+        The first pass of each kind takes seconds. On a CPU nothing changes. Copies stay compiled.
+        """
+        self._compiled = True
 
     # -------------------------------------------------------------------------- the forward pass
 
@@ -272,10 +283,15 @@ class GPT2(nn.Module):
         shared = isinstance(positions, slice)
         x = self.wte(ids) + (self.wpe.weight[positions] if shared else self.wpe(positions))
         x = _dropout(x, self.config.dropout, self.training)  # (B, S, C)
+        if packing is None and self._runs_compiled(ids):
+            return compiled_blocks(self.h, self.ln_f, x, cache, view)
         layers = itertools.repeat(None) if cache is None else cache.layers
         for block, cached in zip(self.h, layers, strict=False):
             x = block(x, cached, view, packing)
         return self.ln_f(x)
+
+    def _runs_compiled(self, x: Tensor) -> bool:
+        return self._compiled and x.is_cuda
 
     def forward_passes(self) -> tuple[Callable[..., Any], ...]:
         """The methods that use the weights and may be called from outside, for FSDP."""
@@ -297,6 +313,8 @@ class GPT2(nn.Module):
         Returns:
             Log-probabilities (N,) and entropies (M,), float32; float64 for a model of double precision.
         """
+        if places is None and self._runs_compiled(hidden):
+            return fused_log_probs(hidden, self.wte.weight, tokens)[:2]
         return log_probs(hidden, self.wte.weight, tokens, places, entropies)
 
     def log_probs_and_kl(
@@ -317,8 +335,10 @@ class GPT2(nn.Module):
         Returns:
             Log-probabilities (N,), entropies and KL (M,), and the start model's log-probabilities (N,).
         """
-        weights = self.wte.weight, start_hidden, start.wte.weight
-        return log_probs_and_kl(hidden, *weights, tokens, places)
+        weight, start_weight = self.wte.weight, start.wte.weight
+        if places is None and self._runs_compiled(hidden):
+            return fused_log_probs(hidden, weight, tokens, start_hidden, start_weight)
+        return log_probs_and_kl(hidden, weight, start_hidden, start_weight, tokens, places)
 
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype that attention is computed in."""
@@ -370,7 +390,7 @@ class GPT2(nn.Module):
         draws = max_new_tokens, len(ids)
         numbers: dict[str, Any] = {"dtype": torch.float64, "device": ids.device}
         u = None if greedy else torch.rand(draws, generator=generator, **numbers)
-        settings = _Decoding(max_new_tokens, temperature, top_k, end)
+        settings = Decoding(max_new_tokens, temperature, top_k, end, self._runs_compiled(ids))
         if cuda_graph:
             return self._decode_by_graph(ids, lengths, u, settings)
         # On a GPU every row decodes to the end: checking which are done would synchronise at each
@@ -379,7 +399,7 @@ class GPT2(nn.Module):
         return decode(ids, lengths, u, settings)
 
     def _decode_dropping(
-        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: _Decoding
+        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: Decoding
     ) -> Tensor:
         """Decodes token by token. Rows are dropped as they end, and read once while they are alike."""
         (B, T), end = ids.shape, settings.end
@@ -410,22 +430,24 @@ class GPT2(nn.Module):
         return new
 
     def _decode_static(
-        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: _Decoding
+        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: Decoding
     ) -> Tensor:
         """Decodes every row to `max_new_tokens`: no shape changes, and no value is read on the host."""
-        B, T = ids.shape
+        (B, T), V = ids.shape, self.config.vocab_size
         cache = self.new_cache(B, T + settings.max_new_tokens - 1)
+        head = aligned(self.wte.weight.to(cache.dtype))
         hidden = self._read_prompts(ids, lengths, cache)
         tokens: list[Tensor] = []
         for step in range(settings.max_new_tokens):
             if step:
                 hidden = self._read_token(tokens[-1], lengths, T, step - 1, cache)
-            tokens.append(settings.next_token(self.head(hidden), None if u is None else u[step]))
+            logits = F.linear(hidden, head)[:, :V]
+            tokens.append(settings.next_token(logits, None if u is None else u[step]))
         new = torch.stack(tokens, 1)
         return new if settings.end is None else mask_after_end(new, settings.end, settings.end)
 
     def _decode_by_graph(
-        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: _Decoding
+        self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: Decoding
     ) -> Tensor:
         """`_decode_static`, captured as a CUDA graph and replayed."""
         if ids.device.type != "cuda":
@@ -459,7 +481,8 @@ class GPT2(nn.Module):
         """Reads the token (B,) that was drawn at `step`, behind prompts of `lengths` or of T: (B, C)."""
         length = T + step + 1  # of the longest text
         if lengths is None:
-            positions, view = slice(length - 1, length), cache.step(length)
+            fused = self._runs_compiled(token) and not cache.head_size & (cache.head_size - 1)
+            positions, view = slice(length - 1, length), cache.step(length, fused)
             return self._blocks(token[:, None], positions, cache, view)[:, 0]
         at = (lengths + step)[:, None]
         return self._blocks(token[:, None], at, cache, cache.at(at, length))[:, 0]
@@ -618,19 +641,3 @@ def _distinct_prompts(
     prompts, which = keyed.unique(dim=0, return_inverse=True)
     which, rows = which.sort()
     return rows, which, prompts[:, 1:], None if lengths is None else prompts[:, 0]
-
-
-class _Decoding(NamedTuple):
-    """How `generate` continues a text."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    end: int | None
-
-    def next_token(self, logits: Tensor, u: Tensor | None) -> Tensor:
-        """Tokens (B,) from logits (B, V) with one uniform number each, or the likeliest without."""
-        logits = at_least_float32(logits)
-        if u is None:
-            return logits.argmax(-1)
-        return sample(apply_temperature_and_top_k(logits, self.temperature, self.top_k), u=u)

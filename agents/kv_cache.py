@@ -36,7 +36,8 @@ class KVCache:
         """Makes an empty cache for `batch_size` rows of `max_length` positions; None: all."""
         self.batch_size = batch_size
         self.max_length = max_length or config.n_positions
-        shape = (batch_size, config.n_head, self.max_length, config.n_embd // config.n_head)
+        self.head_size = config.n_embd // config.n_head
+        shape = (batch_size, config.n_head, self.max_length, self.head_size)
         self.layers = [
             (
                 torch.zeros(shape, device=device, dtype=dtype),
@@ -44,15 +45,16 @@ class KVCache:
             )
             for _ in range(config.n_layer)
         ]
+        self.dtype = dtype or torch.get_default_dtype()
         self._buffers = list(itertools.chain(*self.layers))  # of all rows that there may be
 
     def prefill(self, size: int) -> CacheView:
         """The first `size` tokens of all rows, each of which sees those before it."""
         return CacheView(slice(0, size), size, is_causal=True)
 
-    def step(self, length: int) -> CacheView:
+    def step(self, length: int, fused: bool = False) -> CacheView:
         """One token for every row, after which all rows hold `length` tokens."""
-        return CacheView(slice(length - 1, length), length)
+        return CacheView(slice(length - 1, length), length, fused=fused)
 
     def at(self, positions: Tensor, length: int, rows: Tensor | None = None) -> CacheView:
         """Tokens at `positions` (b, S), each of which sees what is stored at or before its own.
@@ -119,6 +121,7 @@ class CacheView(NamedTuple):
     rows: Tensor | None = None  # to read, (b,); None: all, without a copy
     mask: Tensor | None = None  # (b, 1, S, L) bool; None: all of them, or causal
     is_causal: bool = False
+    fused: bool = False  # one token sees all of them, by `decode_attention`
 
     def update(self, stored: Tensor, new: Tensor) -> Tensor:
         """Writes `new` (b, H, S, D) into one buffer; returns what the pass sees, (b, H, L, D)."""

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -111,15 +112,16 @@ class _LogProbsAndKL(torch.autograd.Function):
         kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
         ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
+        h, h0 = hidden.to(ctx.dtype), start_hidden.to(ctx.dtype)
+        w, w0 = aligned(weight.to(ctx.dtype)), aligned(start_weight.to(ctx.dtype))
         size = min(chunks.forward, M)
-        buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
+        buffers, start_buffers = _LogitBuffers(size, w, V), _LogitBuffers(size, w0, V)
         log_prob, start = hidden.new_empty(2, len(tokens), dtype=buffers.wide.dtype)
         entropy, kl = hidden.new_empty(2, M, dtype=buffers.wide.dtype)
         # Two matrices are kept for the gradient, p and log p - log q, where `log_probs` keeps one.
         keep = grad and chunks.kept >= 2 * M * V and any(ctx.needs_input_grad)
         kept = [buffers.wide.new_empty(M, V) for _ in range(2)] if keep else []
-        for rows in _slices(M, chunks.forward):
+        for rows in slices(M, chunks.forward):
             log_p = buffers.log_softmax(h[rows], w)
             log_q = start_buffers.log_softmax(h0[rows], w0)
             which, entries = ctx.decided.by(rows, V)
@@ -144,11 +146,12 @@ class _LogProbsAndKL(torch.autograd.Function):
         if grad_log_prob is None:
             grad_log_prob = kl.new_zeros(len(ctx.decided.tokens))
         grad_kl = torch.zeros_like(kl) if others[0] is None else others[0]
-        h, w, h0, w0 = (x.to(ctx.dtype) for x in (hidden, weight, start_hidden, start_weight))
-        size = min(ctx.rows, len(h))
-        buffers, start_buffers = _LogitBuffers(size, w), _LogitBuffers(size, w0)
+        h, h0 = hidden.to(ctx.dtype), start_hidden.to(ctx.dtype)
+        w, w0 = aligned(weight.to(ctx.dtype)), aligned(start_weight.to(ctx.dtype))
+        size, V = min(ctx.rows, len(h)), len(weight)
+        buffers, start_buffers = _LogitBuffers(size, w, V), _LogitBuffers(size, w0, V)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for rows in _slices(len(h), ctx.rows):
+        for rows in slices(len(h), ctx.rows):
             if kept:
                 p, ratio = kept[0][rows], kept[1][rows]
             else:
@@ -156,9 +159,9 @@ class _LogProbsAndKL(torch.autograd.Function):
                 ratio = start_buffers.log_softmax(h0[rows], w0).neg_().add_(log_p)
                 p = log_p.exp_()
             # p · (grad_kl · (log p - log q - KL) - grad_log_prob), and grad_log_prob at the token.
-            which, entries = ctx.decided.by(rows, p.shape[1])
+            which, entries = ctx.decided.by(rows, V)
             slope = grad_kl[rows, None] * kl[rows, None]
-            slope = slope.index_add(0, entries // p.shape[1], grad_log_prob[which, None])
+            slope = slope.index_add(0, entries // V, grad_log_prob[which, None])
             grad_z = torch.mul(ratio, grad_kl[rows, None], out=buffers.wide[: len(p)])
             if grad_entropy is not None:
                 slope += grad_entropy[rows, None] * entropy[rows, None]
@@ -166,9 +169,9 @@ class _LogProbsAndKL(torch.autograd.Function):
             if grad_entropy is not None:
                 grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
             grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
-            grad_z = grad_z.to(h.dtype)
+            grad_z = buffers.narrow(grad_z)
             grad_hidden[rows] = grad_z @ w
-            grad_weight += grad_z.t() @ h[rows]
+            grad_weight += (grad_z.t() @ h[rows])[:V]
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
@@ -192,13 +195,13 @@ class _LogProbs(torch.autograd.Function):
         kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
         ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        buffers = _LogitBuffers(min(chunks.forward, M), w)
+        h, w = hidden.to(ctx.dtype), aligned(weight.to(ctx.dtype))
+        buffers = _LogitBuffers(min(chunks.forward, M), w, V)
         log_prob = hidden.new_empty(len(tokens), dtype=buffers.wide.dtype)
         entropy = log_prob.new_zeros(M)
         keep = grad and chunks.kept >= M * V and any(ctx.needs_input_grad)
         kept = [buffers.wide.new_empty(M, V)] if keep else []
-        for rows in _slices(M, chunks.forward):
+        for rows in slices(M, chunks.forward):
             log_p = buffers.log_softmax(h[rows], w)
             which, entries = ctx.decided.by(rows, V)
             log_prob[which] = log_p.take(entries)
@@ -218,31 +221,30 @@ class _LogProbs(torch.autograd.Function):
         hidden, weight, entropy, *kept = ctx.saved_tensors
         if grad_log_prob is None:
             grad_log_prob = entropy.new_zeros(len(ctx.decided.tokens))
-        h, w = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        buffers = _LogitBuffers(min(ctx.rows, len(h)), w)
+        h, w, V = hidden.to(ctx.dtype), aligned(weight.to(ctx.dtype)), len(weight)
+        buffers = _LogitBuffers(min(ctx.rows, len(h)), w, V)
         grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         product = torch.empty_like(w) if w.dtype != grad_weight.dtype else None
-        for rows in _slices(len(h), ctx.rows):
+        for rows in slices(len(h), ctx.rows):
             p = kept[0][rows] if kept else buffers.log_softmax(h[rows], w).exp_()
-            which, entries = ctx.decided.by(rows, p.shape[1])
+            which, entries = ctx.decided.by(rows, V)
             slope = torch.zeros_like(entropy[rows, None])
-            slope.index_add_(0, entries // p.shape[1], -grad_log_prob[which, None])
+            slope.index_add_(0, entries // V, -grad_log_prob[which, None])
             if grad_entropy is not None:
                 slope -= grad_entropy[rows, None] * entropy[rows, None]
             grad_z = torch.mul(p, slope, out=buffers.wide[: len(p)])
             if grad_entropy is not None:
                 grad_z -= grad_entropy[rows, None] * torch.xlogy(p, p)
             grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
-            if grad_z.dtype != h.dtype:
-                grad_z = buffers.logits[: len(p)].copy_(grad_z)
+            grad_z = buffers.narrow(grad_z)
             grad_hidden[rows] = grad_z @ w
             if product is None:
                 grad_weight.addmm_(grad_z.t(), h[rows])
             else:
                 torch.mm(grad_z.t(), h[rows], out=product)
                 # In slices, because a sum of two dtypes first widens a copy of the second.
-                for part in _slices(len(product), 4096):
-                    grad_weight[part] += product[part]
+                for part in slices(V, 4096):
+                    grad_weight[part] += product[:V][part]
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
@@ -261,23 +263,36 @@ class _Decided:
         return which, (self.places[which] - rows.start) * V + self.tokens[which]
 
 
-def _slices(n: int, size: int) -> list[slice]:
-    return [slice(first, first + size) for first in range(0, n, size)]
+def slices(n: int, size: int) -> list[slice]:
+    """0 … n, `size` at a time."""
+    return [slice(first, first + size) for first in range(0, n, max(size, 1))]
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """A head (V, C) with rows of zeros up to a multiple of 64, in half precision on a GPU.
+
+    cuBLAS multiplies by GPT-2's 50,257 rows at a sixth of its speed: at 97 TFLOP/s instead of 626, on
+    an H100 in bf16.
+    """
+    if weight.is_cpu or weight.dtype.itemsize > 2:
+        return weight
+    return F.pad(weight, (0, 0, 0, -len(weight) % 64))
 
 
 class _LogitBuffers:
     """Reusable logit buffers: allocating them for each chunk costs more than the matrix product.
 
     Attributes:
-        logits: (rows, V) in the dtype of the weight.
+        logits: in the dtype of the weight, (rows, V) and the columns of its padding, which are 0.
         wide: (rows, V) in at least float32: `logits` itself, or a copy.
     """
 
-    def __init__(self, rows: int, weight: Tensor) -> None:
+    def __init__(self, rows: int, weight: Tensor, V: int) -> None:
         self.logits = weight.new_empty(rows, len(weight))
+        self.logits[:, V:] = 0
         wide = at_least_float32(weight[:0]).dtype
         same = wide == weight.dtype
-        self.wide = self.logits if same else torch.empty_like(self.logits, dtype=wide)
+        self.wide = self.logits if same else self.logits.new_empty(rows, V, dtype=wide)
 
     @cached_property
     def _log_p(self) -> Tensor:
@@ -288,5 +303,13 @@ class _LogitBuffers:
         n = len(hidden)
         torch.mm(hidden, weight.t(), out=self.logits[:n])
         if self.wide is not self.logits:
-            self.wide[:n] = self.logits[:n]
+            self.wide[:n] = self.logits[:n, : self.wide.shape[1]]
         return torch.log_softmax(self.wide[:n], -1, out=self._log_p[:n])
+
+    def narrow(self, wide: Tensor) -> Tensor:
+        """`wide` (n, V) in the dtype of the weight, with its padding."""
+        if wide.dtype == self.logits.dtype:
+            return wide
+        logits = self.logits[: len(wide)]
+        logits[:, : wide.shape[1]] = wide
+        return logits

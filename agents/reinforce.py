@@ -210,6 +210,8 @@ class REINFORCE(BaseAlgorithm):
         """Shares the work with other processes, where there are any."""
         policy, reference = self.policy, self.reference
         self._evaluate_texts = self._evaluate_own_texts
+        if policy.compiled and self.parallel == "fsdp":
+            raise ValueError("compile=True has not been made for parallel='fsdp': use 'ddp'")
         if self.parallel == "ddp":
             self._evaluate_texts = distributed.parallelize_ddp(policy, self._evaluate_own_texts)
         else:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from agents.compiled import compiled
 
 
 class NonFiniteError(FloatingPointError, ValueError):
@@ -98,3 +101,25 @@ def mask_after_end(tokens: Tensor, end_index: int, fill: int) -> Tensor:
     """Tokens (B, T) with `fill` behind each row's first `end_index`."""
     is_end = tokens == end_index
     return tokens.masked_fill(is_end.cumsum(1) > is_end.long(), fill)
+
+
+class Decoding(NamedTuple):
+    """How `GPT2.generate` continues a text."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    end: int | None
+    compiled: bool
+
+    def next_token(self, logits: Tensor, u: Tensor | None) -> Tensor:
+        """Tokens (B,) from logits (B, V) with one uniform number each, or the likeliest without."""
+        draw = compiled(_draw) if self.compiled else _draw
+        return draw(logits, u, self.temperature, self.top_k)
+
+
+def _draw(logits: Tensor, u: Tensor | None, temperature: float, top_k: int | None) -> Tensor:
+    logits = at_least_float32(logits)
+    if u is None:
+        return logits.argmax(-1)
+    return sample(apply_temperature_and_top_k(logits, temperature, top_k), u=u)

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.utils import get_device
 
 from agents import (
     GPT2,
@@ -67,7 +68,12 @@ def make_env(args: EnvironmentArgs, judge: str | SentimentModel, num_envs: int) 
 def make_model(args: Args, env: SB3VecEnv, device: str) -> REINFORCE:
     """A new agent."""
     start = args.start
-    policy_kwargs: dict[str, Any] = {"cuda_graphs": start.cuda_graphs}
+    if start.compile and get_device(device).type != "cuda":
+        raise ValueError(f"--compile: it is for a GPU, and --device is {device}; leave it out")
+    policy_kwargs: dict[str, Any] = {
+        "cuda_graphs": start.cuda_graphs,
+        "compile": start.compile,
+    }
     if start.model == "random":
         policy_kwargs["config"] = GPT2Config(
             vocab_size=int(env.action_space.n),  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ def make_model(envs=None, **arguments):
     model = REINFORCE(GPT2Policy, envs, **arguments)
     with torch.no_grad():  # so that tokens are far from equally likely
         for p in model.policy.gpt2.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
+            p.add_(0.1 * torch.randn(p.shape, dtype=p.dtype).to(p.device))  # the same on a GPU
     return model
 
 

@@ -164,7 +164,8 @@ OTHERS = {
         "initial_length": "4.0",
         "n_embd": "64",
         "precision": "bf16",
-        "cuda_graphs": None,
+        "cuda_graphs": False,
+        "compile": None,
         "learning_rate": "1e-09",
     },
     **{"lr_decay": "linear", "warmup_updates": "3", "gamma": "0.5", "baseline": "ema"},
@@ -181,8 +182,9 @@ def test_all_other_flags_are_named():
 def test_flags_that_would_alter_the_task_are_refused_by_name(name, tmp_path, capsys):
     started, value = make_run(tmp_path / "run"), OTHERS[name]
     flag = "--" + name.replace("_", "-")
-    values = () if value is None else (value,) if isinstance(value, str) else value
-    line = fails(capsys, "--out", str(tmp_path / "run"), "--resume", flag, *values)
+    given = flag.replace("--", "--no-") if value is False else flag
+    values = () if not value else (value,) if isinstance(value, str) else value
+    line = fails(capsys, "--out", str(tmp_path / "run"), "--resume", given, *values)
     assert f"error: {flag} " in line
     assert f"cannot change it from {started[name]}, with which" in line
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import transformers
 from gpt2_helpers import SIZE, SIZES, huggingface, ours, random_ids
 
-from agents.gpt2 import GPT2, GPT2Config, KVCache, _Decoding, sample
-from agents.sampling import apply_temperature_and_top_k
+from agents.gpt2 import GPT2, GPT2Config, KVCache, sample
+from agents.sampling import Decoding, apply_temperature_and_top_k
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def generation(end=3, **arguments):
 def test_both_ways_of_decoding_write_the_same(arguments, ragged):
     """Rows that end are dropped on a CPU; on a GPU, and in a CUDA graph, all decode to the end."""
     gpt2, given = generation(**arguments)
-    settings = _Decoding(15, 1.0, given.get("top_k"), given["end_index"])
+    settings = Decoding(15, 1.0, given.get("top_k"), given["end_index"], False)
     u = None if "greedy" in given else torch.rand(15, 9, dtype=torch.float64)
     inputs = given["ids"], given["lengths"] if ragged else None, u, settings
     expected = gpt2._decode_dropping(*inputs)
@@ -178,7 +178,7 @@ def test_texts_are_read_once_while_they_are_alike(monkeypatch, ragged):
     ids, lengths = given["ids"][[4, 1, 1, 4, 1, 4, 1, 1, 4]], given["lengths"][4].expand(9).clone()
     if not ragged:
         lengths[:] = 5
-    settings = _Decoding(6, 1.0, None, 3)
+    settings = Decoding(6, 1.0, None, 3, False)
     u = torch.rand(6, 1, dtype=torch.float64).repeat(1, 9)
     u[3:, 5:] = torch.rand(3, 4, dtype=torch.float64)  # rows part at the fourth token
     expected = gpt2._decode_static(ids, lengths, u, settings)
@@ -212,7 +212,7 @@ def test_generate_is_one_of_them():
     new = gpt2.generate(**given)
     torch.manual_seed(1)
     u = torch.rand(15, 9, dtype=torch.float64)
-    settings = _Decoding(15, 1.0, None, 3)
+    settings = Decoding(15, 1.0, None, 3, False)
     with torch.no_grad():
         assert torch.equal(new, gpt2._decode_static(given["ids"], given["lengths"], u, settings))
 
@@ -226,7 +226,7 @@ def test_static_decoding_reads_no_value(monkeypatch, ragged):
     monkeypatch.setattr(gpt2, "new_cache", new_cache)  # autocast knows of no such device
     u = torch.rand(15, 9, dtype=torch.float64, device="meta")
     lengths = given["lengths"].to("meta") if ragged else None
-    settings = _Decoding(15, 1.0, 4, 3)
+    settings = Decoding(15, 1.0, 4, 3, False)
     new = gpt2.to("meta")._decode_static(given["ids"].to("meta"), lengths, u, settings)
     assert new.shape == (9, 15)
 
@@ -235,6 +235,21 @@ def test_a_cuda_graph_needs_cuda():
     gpt2, arguments = generation()
     with pytest.raises(ValueError, match="cuda_graph=True needs a CUDA device"):
         gpt2.generate(**arguments, cuda_graph=True)
+
+
+def test_what_is_compiled_computes_what_the_blocks_do(monkeypatch):
+    """On a CPU, uncompiled: a GPU compiles other functions than those of the plain pass."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=31, n_positions=20, n_embd=24, n_layer=3, n_head=2)
+    gpt2, ids = GPT2(config).double(), torch.randint(31, (5, 4))
+    expected = gpt2(ids)
+    texts = gpt2.generate(ids, 9, end_index=-1, generator=torch.manual_seed(0))
+    monkeypatch.setattr("agents.compiled.compiled", lambda function: function)
+    monkeypatch.setattr("agents.sampling.compiled", lambda function: function)
+    monkeypatch.setattr(GPT2, "_runs_compiled", lambda self, x: self._compiled)
+    gpt2.compile()
+    torch.testing.assert_close(gpt2(ids), expected)
+    assert torch.equal(gpt2.generate(ids, 9, end_index=-1, generator=torch.manual_seed(0)), texts)
 
 
 @pytest.mark.gpu

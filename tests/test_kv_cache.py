@@ -80,3 +80,19 @@ def test_cache_that_does_not_fit_is_refused(small):
                 small(ids, where, cache=KVCache(small.config, 2, 3, dtype=torch.float64))
         with pytest.raises(ValueError, match="cache_length=3"):
             small(ids, positions, cache=small.new_cache(2), cache_length=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 50])
+def test_gpu_decode_attention_is_torchs(cuda, length, half):
+    from agents.decode_attention import decode_attention
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if half else torch.float32
+    qkv = torch.randn(5, 1, 3, 4, 32, device=cuda, dtype=dtype)
+    stored = torch.randn(2, 5, 4, 60, 32, device=cuda, dtype=dtype)
+    q, (k, v) = qkv[:, :, 0].transpose(1, 2), stored[..., :length, :]
+    expected = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    close = 1e-2 if half else 1e-5
+    torch.testing.assert_close(decode_attention(q, k, v).float(), expected, atol=close, rtol=close)

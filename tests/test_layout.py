@@ -14,7 +14,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # From the ground up: a module of `agents` imports only modules before it. A module that is not
 # listed, such as `__init__`, stands above them all.
 ORDER = (
-    *("gpt2_config", "atomic", "sampling", "kv_cache", "packing", "cuda_graphs", "log_probs"),
+    *("gpt2_config", "atomic", "kv_cache", "compiled", "sampling", "packing", "cuda_graphs"),
+    *("log_probs", "fused_log_probs", "decode_attention"),
     *("pretrained", "tokenizer", "gpt2", "prefix_cache", "generation", "policy"),
     *("distributed", "advantages", "hyperparameters", "checkpoint", "embedding"),
     *(

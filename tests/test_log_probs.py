@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from agents.fused_log_probs import fused_log_probs
 from agents.gpt2 import GPT2, GPT2Config
 from agents.log_probs import Chunks, log_probs, log_probs_and_kl
 
@@ -85,6 +86,34 @@ def test_a_row_may_decide_several_tokens_or_none(chunks, places):
     torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("chunks", [(100, 100, 10**6), (4, 3, 0)], ids=str)
+@pytest.mark.parametrize("kl", [False, True])
+def test_fused_log_probs_are_those_of_the_chunks(chunks, kl):
+    torch.manual_seed(0)
+    weight, start_weight = 3 * torch.randn(2, 23, 16, dtype=torch.float64)
+    hidden, start_hidden = torch.randn(2, 11, 16, dtype=torch.float64)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    tokens = torch.randint(23, (11,))
+    start = (start_hidden, start_weight) if kl else (None, None)
+    fused = fused_log_probs(hidden, weight, tokens, *start, Chunks(*chunks), compile=False)
+    expected = log_probs_and_kl(hidden, weight, start_hidden, start_weight, tokens)
+    outcomes = []
+    for values in (fused, expected):
+        values = values[: 4 if kl else 2]
+        loss = sum((v * torch.linspace(-1, 2, 11)).sum() * k for k, v in enumerate(values[:3], 1))
+        outcomes.append([*values, *torch.autograd.grad(loss, (hidden, weight))])
+    torch.testing.assert_close(*outcomes, atol=1e-12, rtol=1e-12)
+    assert kl or not any(x.any() for x in fused[2:])
+
+
+def test_fused_log_probs_of_no_token():
+    weight = torch.randn(23, 16, requires_grad=True)
+    values = fused_log_probs(torch.empty(0, 16), weight, torch.empty(0).long(), compile=False)
+    assert [x.shape for x in values] == [(0,)] * 4
+    assert not torch.autograd.grad(values[0].sum(), weight)[0].any()
+
+
 def test_log_probs_under_autocast_are_float32_and_near_those_of_full_precision():
     torch.manual_seed(0)
     gpt2 = GPT2(GPT2Config(vocab_size=50, n_positions=8, n_embd=32, n_layer=1, n_head=2))
@@ -144,3 +173,26 @@ def test_gpu_log_probs_equal_the_cpus(cuda):
         gradient = torch.autograd.grad(values[0].sum() + values[1].sum(), weight)[0]
         outcomes.append([x.detach().cpu() for x in (*values, gradient)])
     torch.testing.assert_close(*outcomes, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", [0, 10**6])
+@pytest.mark.parametrize("half", [False, True])
+def test_gpu_compiled_log_probs_equal_plain_ones(cuda, half, kept):
+    torch.manual_seed(0)
+    V = 1013  # odd, so that the head is padded
+    weight, start_weight = torch.randn(2, V, 64, device=cuda) / 4
+    hidden, start_hidden = torch.randn(2, 150, 64, device=cuda)
+    tokens = torch.randint(V, (150,), device=cuda)
+    both = hidden.requires_grad_(), weight.requires_grad_()
+    outcomes = []
+    with torch.autocast("cuda", torch.bfloat16, enabled=half):
+        chunks = Chunks(64, 64, kept)
+        fused = fused_log_probs(*both, tokens, start_hidden, start_weight, chunks)
+        plain = log_probs_and_kl(*both, start_hidden, start_weight, tokens, None, chunks)
+    for values in (fused, plain):
+        loss = sum((v * torch.linspace(-1, 2, 150, device=cuda)).sum() for v in values[:3])
+        outcomes.append([*values, *torch.autograd.grad(loss, both)])
+    for got, expected in zip(*outcomes, strict=True):
+        close = 3e-2 if half else 1e-4
+        assert (got - expected).norm() < close * expected.norm()

@@ -244,7 +244,7 @@ def test_the_command_starts_the_same_run(preset):
         "--target-length",
         "2",
         "9",
-        "--cuda-graphs",
+        "--no-cuda-graphs",
         "--learning-rate",
         "1e-05",
     ]

@@ -68,7 +68,7 @@ def our_model(gpt2: GPT2, size: str, args: argparse.Namespace) -> REINFORCE:
         learning_rate=LEARNING_RATE,
         device=args.device,
         precision=args.dtype,
-        policy_kwargs={"cuda_graphs": args.cuda_graphs},
+        policy_kwargs={"cuda_graphs": args.cuda_graphs, "compile": args.compile},
     )
 
 
@@ -186,7 +186,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cuda-graphs", action="store_true", help="we replay CUDA graphs")
+    parser.add_argument("--no-cuda-graphs", dest="cuda_graphs", action="store_false")
+    parser.add_argument("--compile", action="store_true", help="we use torch.compile, on a GPU")
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of a step, instead of seconds"
     )

@@ -3,7 +3,7 @@
 It runs `pytest -m gpu`, then writes a table each for generation, one update and the larger shapes. Every
 table is written as soon as it is measured, and a part that fails leaves its traceback and the others run.
 
-python tests/benchmarks/gpu_session.py OUT [--parts tests generate update shapes presets] [--minutes 9]
+python tests/benchmarks/gpu_session.py OUT [--parts tests generate update profile shapes presets] [--minutes 9]
 python tests/benchmarks/gpu_session.py OUT --smoke    # a tiny model on the CPU: tries the script itself
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import csv
 import os
 import statistics
@@ -29,7 +30,7 @@ import bench_update
 import torch
 import transformers
 from bench_update import our_model, start_model
-from common import Machine, interleave, now, setting
+from common import Machine, interleave, now, setting, timed
 from rivals import HuggingFaceLoop
 from transformers import GPT2LMHeadModel
 
@@ -95,6 +96,7 @@ def run_tests(session: Session) -> None:
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     command += ["-n", "0"]  # one process has the GPU
+    command += ["--continue-on-collection-errors"]  # of files that want what is not installed
     command += ["--collect-only"] if session.smoke else []
     limit = max(30.0, 0.4 * (session.deadline - time.monotonic()))
     with open(session.out / "tests.txt", "w") as file:
@@ -115,15 +117,17 @@ def measure_generation(session: Session) -> None:
         gpt2.save_pretrained(folder)
         theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.bfloat16).to(session.device)
     gpt2, theirs = gpt2.to(session.device, torch.bfloat16), theirs.eval()
-    columns = ["rows", "eager, tokens/s", "CUDA graphs", "transformers", "eager / transformers"]
-    columns += ["graphs / transformers", "graphs, of the floor", "graphs equal eager", "peak, GiB"]
+    columns = ["rows", "eager, tokens/s", "CUDA graphs", "and compiled", "transformers"]
+    columns += ["graphs / transformers", "compiled / transformers", "compiled, of the floor"]
+    columns += ["graphs equal eager", "peak, GiB"]
+    compiled = copy.deepcopy(gpt2)
+    compiled.compile()
     rows: list[list[str]] = []
     for batch in (4,) if session.smoke else (64, 256, 1024):
         ids = torch.randint(config.vocab_size, (batch, 1), device=session.device)
 
-        def ours(graph: bool, ids: torch.Tensor = ids) -> torch.Tensor:
-            with torch.no_grad():
-                return gpt2.generate(ids, T, end_index=-1, cuda_graph=graph and not session.smoke)
+        def ours(graph: bool, model: GPT2 = gpt2, ids: torch.Tensor = ids) -> torch.Tensor:
+            return model.generate(ids, T, end_index=-1, cuda_graph=graph and not session.smoke)
 
         def they(ids: torch.Tensor = ids) -> torch.Tensor:
             with torch.no_grad():
@@ -138,21 +142,23 @@ def measure_generation(session: Session) -> None:
                 )
 
         session.reset_peak()
-        ours(True)  # eager, as the first call is; the second captures
+        for model in (gpt2, compiled):
+            ours(True, model)  # eager, as the first call is; the second captures
         contenders: dict[str, Callable[[], object]] = {
             "eager": lambda: ours(False),
             "graphs": lambda: ours(True),
+            "compiled": lambda: ours(True, compiled),
             "transformers": they,
         }
         taken = interleave(contenders, session.rounds, warmup=2)
-        eager, graphs, rival = (statistics.median(taken[name]) for name in contenders)
+        eager, graphs, fused, rival = (statistics.median(taken[name]) for name in contenders)
         same = []
         for graph in (False, True):
             torch.manual_seed(batch)
             same.append(ours(graph))
-        speeds = [f"{batch * T / s:,.0f}" for s in (eager, graphs, rival)]
-        floor = T * session.machine.floor(gpt2, batch) / graphs
-        ratios = [f"{rival / eager:.1f}", f"{rival / graphs:.1f}", f"{floor:.0%}"]
+        speeds = [f"{batch * T / s:,.0f}" for s in (eager, graphs, fused, rival)]
+        floor = T * session.machine.floor(gpt2, batch) / fused
+        ratios = [f"{rival / graphs:.1f}", f"{rival / fused:.1f}", f"{floor:.0%}"]
         equal = "yes" if torch.equal(*same) else "NO"
         rows.append([f"{batch:,}", *speeds, *ratios, equal, session.peak()])
         session.write(
@@ -187,7 +193,11 @@ def timed_calls(owner: object, names: dict[str, str], spent: dict[str, float]) -
 
 
 def make_agent(
-    session: Session, config: GPT2Config, rows: int, cuda_graphs: bool = False
+    session: Session,
+    config: GPT2Config,
+    rows: int,
+    cuda_graphs: bool = True,
+    compile: bool = False,
 ) -> tuple[REINFORCE, GPT2]:
     """bench_update's agent and start model, of this shape and batch."""
     bench_update.SIZES["session"] = (config, "reviews" if session.smoke else "gpt2")
@@ -199,6 +209,7 @@ def make_agent(
         device=session.device,
         dtype="bf16",
         cuda_graphs=cuda_graphs,
+        compile=compile,
     )
     agent = our_model(gpt2, "session", args)
     agent.learn(0)  # makes the logger
@@ -212,29 +223,23 @@ def training_flops(gpt2: GPT2, tokens: int, passes: float) -> float:
 
 def measure_update(session: Session) -> None:
     """One update: its parts, the model's share of the matrix units' rate, memory; and by hand."""
-    columns = ["rows", "CUDA graphs", "update, s", "writing", "judge and env", "policy forward"]
-    columns += [
-        "start model",
-        "backward",
-        "step",
-        "other",
-        "MFU of train",
-        "peak, GiB",
-        "by hand, s",
-    ]
+    columns = ["rows", "ours", "update, s", "writing", "judge and env", "policy forward"]
+    columns += ["start model", "backward", "step", "other", "train, s", "its MFU"]
+    columns += ["peak, GiB", "by hand, s", "first update, s"]
     rows: list[list[str]] = []
     config = TINY if session.smoke else SHAPES["gpt2"]
     for batch in (4,) if session.smoke else (256, 1024):
-        for graphs in (False,) if session.smoke else (False, True):
+        for name in ("eager", "CUDA graphs", "and compiled"):
             if session.late(60):
                 return
             session.reset_peak()
-            agent, gpt2 = make_agent(session, config, batch, cuda_graphs=graphs)
-            rows.append(
-                [f"{batch:,}", "yes" if graphs else "no", *time_update(session, agent, gpt2)]
-            )
+            options = {"cuda_graphs": name != "eager", "compile": name == "and compiled"}
+            agent, gpt2 = make_agent(session, config, batch, **options)
+            first = timed(lambda agent=agent: agent.learn(10**9, total_updates=1))
+            rows.append([f"{batch:,}", name, *time_update(session, agent, gpt2)])
             del agent
-            rows[-1].append(time_by_hand(session, gpt2, batch) if not graphs else "")
+            rows[-1].append(time_by_hand(session, gpt2, batch) if name == "eager" else "")
+            rows[-1].append(f"{first:.1f}")
             title = f"One update on {session.new_tokens} tokens a row, {config.n_layer} layers"
             session.write("update", title, columns, rows)
 
@@ -247,7 +252,9 @@ def time_update(session: Session, agent: REINFORCE, gpt2: GPT2) -> list[str]:
 
     seconds = interleave({"update": update}, session.rounds, warmup=3)["update"]
     whole, peak = statistics.median(seconds), session.peak()
-    tokens = int(collect_episodes(agent.policy, agent.env).mask.sum())
+    episodes = collect_episodes(agent.policy, agent.env)
+    step = {"train": lambda: agent.train(episodes)}
+    trained = statistics.median(interleave(step, session.rounds)["train"])
     spent: dict[str, float] = {}
     policy = agent.policy
     evaluate = policy.evaluate_texts
@@ -263,7 +270,7 @@ def time_update(session: Session, agent: REINFORCE, gpt2: GPT2) -> list[str]:
     with (
         timed_calls(policy, {"generate_texts": "writing"}, spent),
         timed_calls(agent.env, {"step_wait": "judge and env", "reset": "judge and env"}, spent),
-        timed_calls(agent, {"train": "train", "learn": "whole"}, spent),
+        timed_calls(agent, {"learn": "whole"}, spent),
         timed_calls(torch.Tensor, {"backward": "backward"}, spent),
         timed_calls(policy.optimizer, {"step": "step"}, spent),
     ):
@@ -274,9 +281,10 @@ def time_update(session: Session, agent: REINFORCE, gpt2: GPT2) -> list[str]:
     shares = [spent.get(name, 0.0) / spent["whole"] for name in names]
     shares.append(1 - sum(shares))
     # The policy forward and backward is three passes, the start model's a fourth.
-    train = spent["train"] / session.rounds
-    mfu = training_flops(gpt2, tokens, 4) / train / session.machine.flops
-    return [f"{whole:.3f}", *(f"{share:.0%}" for share in shares), f"{mfu:.0%}", peak]
+    flops = training_flops(gpt2, int(episodes.mask.sum()), 4)
+    mfu = flops / trained / session.machine.flops
+    parts = [f"{share:.0%}" for share in shares]
+    return [f"{whole:.3f}", *parts, f"{trained:.3f}", f"{mfu:.0%}", peak]
 
 
 def time_by_hand(session: Session, gpt2: GPT2, batch: int) -> str:
@@ -290,6 +298,40 @@ def time_by_hand(session: Session, gpt2: GPT2, batch: int) -> str:
         return f"{statistics.median(taken):.3f}"
     except torch.OutOfMemoryError:
         return "out of memory"
+
+
+def profile(session: Session) -> None:
+    """Seconds of each kernel, in writing a batch and in a training step; tables of torch's profiler."""
+    for batch in (4,) if session.smoke else (256, 1024):
+        profile_update(session, batch)
+
+
+def profile_update(session: Session, batch: int) -> None:
+    agent, _ = make_agent(session, TINY if session.smoke else SHAPES["gpt2"], batch, compile=True)
+    episodes = collect_episodes(agent.policy, agent.env)
+    obs = torch.full_like(episodes.texts, agent.policy.pad_index)
+    runs: dict[str, Callable[[], object]] = {
+        "write": lambda: agent.policy.generate_texts(obs, session.new_tokens),
+        "train": lambda: agent.train(episodes),
+    }
+    for name, run in runs.items():
+        interleave({name: run}, 1, warmup=2)
+        name = f"{name}-{batch}"
+        with torch.profiler.profile() as profiler, torch.set_grad_enabled(name.startswith("train")):
+            run()
+            now()
+        by = "cpu" if session.smoke else "cuda"
+        table = profiler.key_averages().table(
+            sort_by=f"self_{by}_time_total", row_limit=40, max_name_column_width=90
+        )
+        (session.out / f"profile-{name}.txt").write_text(table)
+        kernels = [e for e in profiler.key_averages() if e.self_device_time_total]
+        kernels = [e for e in kernels if not e.key.startswith("aten::")]
+        kernels.sort(key=lambda e: -e.self_device_time_total)
+        total = sum(e.self_device_time_total for e in kernels)
+        print(f"{name}: {total / 1000:.2f} ms of kernels")
+        for e in kernels[:25]:
+            print(f"{e.self_device_time_total / 1000:9.3f} ms {e.count:6} {e.key[:110]}")
 
 
 def measure_shapes(session: Session) -> None:
@@ -331,6 +373,7 @@ def run_presets(session: Session) -> None:
     script = Path(__file__).parents[2] / "examples" / "train_reinforce.py"
     random = ["--preset", "gpt2", "--model", "random", "--sentiment-model", "bundled"]
     random += ["--n-layer", "12", "--n-head", "12", "--n-embd", "768", "--updates", "200"]
+    random += ["--initial-length", "6", "--learning-rate", "1e-4", "--compile"]
     runs = {"reviews": ["--preset", "reviews"], "gpt2-random": random}
     if session.smoke:
         runs = {"reviews": ["--preset", "reviews", "--updates", "2", "--num-envs", "4"]}
@@ -363,6 +406,7 @@ PARTS = {
     "tests": run_tests,
     "generate": measure_generation,
     "update": measure_update,
+    "profile": profile,
     "shapes": measure_shapes,
     "presets": run_presets,
 }
