@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from agents.compiled import compiled_blocks
 from agents.cuda_graphs import CUDAGraphs
@@ -61,6 +62,11 @@ def _attend(
     """
     if is_causal and q.shape[2] == 1 and not dropout_p:
         return v  # a token that sees only itself
+    if (
+        q.is_cuda and is_causal and q.shape[2] <= 64
+    ):  # the other kernels work on 128 queries at a time
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
     if q.is_cpu and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             q, k, v = map(at_least_float32, (q, k, v))

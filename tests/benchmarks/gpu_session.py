@@ -370,7 +370,12 @@ def measure_shapes(session: Session) -> None:
 
 def run_presets(session: Session) -> None:
     """`train_reinforce.py` end to end: the default preset, and GPT-2's shape from random weights."""
-    script = Path(__file__).parents[2] / "examples" / "train_reinforce.py"
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    script = root / "examples" / "train_reinforce.py"
     random = ["--preset", "gpt2", "--model", "random", "--sentiment-model", "bundled"]
     random += ["--n-layer", "12", "--n-head", "12", "--n-embd", "768", "--updates", "200"]
     random += ["--initial-length", "6", "--learning-rate", "1e-4", "--compile"]
@@ -389,7 +394,12 @@ def run_presets(session: Session) -> None:
             contextlib.suppress(subprocess.TimeoutExpired),
         ):
             subprocess.run(
-                [*command, "--out", str(out)], stdout=file, stderr=file, timeout=left, check=True
+                [*command, "--out", str(out)],
+                env=environment,
+                stdout=file,
+                stderr=file,
+                timeout=left,
+                check=True,
             )
         spent = time.monotonic() - began
         with open(out / "progress.csv", newline="", encoding="utf-8") as file:
