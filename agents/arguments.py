@@ -95,7 +95,7 @@ class ModelArgs:
     cuda_graphs: bool = True
     """on a GPU, write texts by replaying CUDA graphs"""
     compile: bool = False
-    """on a GPU, run through torch.compile: a minute more at first, quicker updates then"""
+    """on a GPU, run through torch.compile: half a minute more at first, quicker updates then"""
 
 
 @dataclass

@@ -79,8 +79,8 @@ class GPT2Policy(ActorCriticPolicy):
             precision: `"fp32"`, `"bf16"` (autocast), `"auto"`: bf16 on CUDA, or `"fast"`: bf16 on CUDA
                 and on a CPU that has instructions for it (AVX512-BF16 or AMX).
             cuda_graphs: on a GPU, writes episodes by replaying CUDA graphs.
-            compile: on a GPU, runs through `torch.compile`: the first update takes up to a minute
-                longer, and later ones are quicker.
+            compile: on a GPU, runs through `torch.compile`: the first update takes up to half a
+                minute longer, and later ones of many texts are quicker.
             initial_length: about how many tokens the fresh weights write, `<|endoftext|>` included,
                 above 1; None: as many as tokens drawn evenly, V on average. A judge that pays only
                 for language pays nothing for long random texts, and one or two words are language:
