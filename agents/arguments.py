@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -78,7 +79,7 @@ class EnvironmentArgs:
 
 @dataclass
 class ModelArgs:
-    """The start model."""
+    """The start model, and how it computes and is optimised."""
 
     model: str = "reviews"
     """reviews, a GPT-2 of the Hugging Face hub, a directory, or random"""
@@ -96,6 +97,8 @@ class ModelArgs:
     """on a GPU, write texts by replaying CUDA graphs"""
     compile: bool = False
     """on a GPU, run through torch.compile: half a minute more at first, quicker updates then"""
+    adam_eps: float = 1e-8
+    """AdamW's ε: weights with smaller gradients, which are mostly noise, move less"""
 
 
 @dataclass
@@ -240,6 +243,8 @@ def check(args: Args) -> None:
     cli.at_least(0, run, "start_episodes")
     cli.positive(args.environment, "num_envs", "max_tokens")
     cli.positive(args.start, "n_layer", "n_head", "n_embd")
+    if not 0 < (eps := args.start.adam_eps) < math.inf:
+        raise ValueError(f"--adam-eps {eps}: must be above 0, such as 1e-8")
     # A run that is resumed may have recorded one from before they were refused.
     for name in () if args.start.model == "random" or run.resume else RANDOM_ONLY:
         if (value := getattr(args.start, name)) != getattr(ModelArgs, name):

@@ -71,6 +71,7 @@ def make_model(args: Args, env: SB3VecEnv, device: str) -> REINFORCE:
     if start.compile and get_device(device).type != "cuda":
         raise ValueError(f"--compile: it is for a GPU, and --device is {device}; leave it out")
     policy_kwargs: dict[str, Any] = {
+        "optimizer_kwargs": {"eps": start.adam_eps, "weight_decay": 0.0, "fused": True},
         "cuda_graphs": start.cuda_graphs,
         "compile": start.compile,
     }

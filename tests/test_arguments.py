@@ -75,6 +75,7 @@ def test_presets_are_the_defaults_of_all_other_flags(preset):
         (["--model", "gpt2", "--n-head", "2"], "--n-head 2: only for --model random"),
         (["--n-embd", "64"], "--n-embd 64: only for --model random"),
         (["--keep", "0"], "--keep 0: must be at least 1"),
+        (["--adam-eps", "0"], "--adam-eps 0.0: must be above 0"),
         (["--num-envs", "-3"], "--num-envs -3: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must lie in [0, 2**32)"),
         (["--device", "cuda:99"], "--device cuda:99: torch sees none"),
@@ -168,7 +169,13 @@ OTHERS = {
         "compile": None,
         "learning_rate": "1e-09",
     },
-    **{"lr_decay": "linear", "warmup_updates": "3", "gamma": "0.5", "baseline": "ema"},
+    **{
+        "lr_decay": "linear",
+        "warmup_updates": "3",
+        "adam_eps": "1e-05",
+        "gamma": "0.5",
+        "baseline": "ema",
+    },
     **{"group_size": "8", "normalize_advantage": None, "ent_coef": "0.1", "vf_coef": "0.1"},
     **{"kl_coef": "5.0", "kl_estimator": "k3", "max_grad_norm": "9.0"},
 }
