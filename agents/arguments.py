@@ -151,6 +151,7 @@ PRESETS = {
     "reviews": Args(
         RunArgs("reviews", updates=75),
         EnvironmentArgs(num_envs=256, target_length=(10, 20), length_penalty=1.5),
+        ModelArgs(adam_eps=3e-5),
         reinforce=ReinforceArgs(
             learning_rate=1e-3, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
         ),
