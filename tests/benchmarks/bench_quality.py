@@ -336,7 +336,7 @@ def run(contender: str, seed: int, settings: dict[str, Any], launched: float) ->
     preset = copy.deepcopy(PRESETS["reviews"])
     preset.run.seed = seed
     preset.environment.num_envs = settings["environment"]["num_envs"]
-    preset.start.precision = "fp32"  # as the rivals
+    preset.start.precision, preset.start.adam_eps = "fp32", 1e-8  # as the rivals
     meter = Meter(preset, settings, launched)
     RUNS[contender](preset, settings, meter)
     versions = {name: version(name) for name in PACKAGES if contender == "trl" or name != "trl"}
