@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,51 +182,60 @@ def test_without_salad_no_text_is_called_unreadable(
     assert "hunt 1" not in report
 
 
-def test_rare_tokens_get_the_rows_that_their_meaning_suggests() -> None:
-    """The true rows are linear in the states; training knows a row the better the more it saw it."""
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(20, 8))
-
-    def states(words: list[str]) -> np.ndarray:
-        seeds = [int.from_bytes(word.encode(), "little") % 2**32 for word in words]
-        drawn = [np.random.default_rng(seed).normal(size=20) for seed in seeds]
-        return np.array(drawn, np.float32)
-
-    tokens = judge_embedding.lower_case_tokens()
-    words = judge_embedding._words(tokens)
-    true = states(words) @ directions
-    counts, trained = np.zeros(50257, int), np.arange(0, len(tokens), 2)
-    seen = rng.choice([2, 10_000], len(trained))
-    counts[np.array(tokens)[trained]] = seen
-    noise = rng.normal(size=(len(trained), 8)) * np.where(seen == 2, 5.0, 0.01)[:, None]
-    table = torch.zeros(2 + len(trained), 8)
-    table[1] = 7.0
-    table[2:] = torch.from_numpy(true[trained] + noise).float()
-    ids, rows = judge_embedding.complete_embedding(
-        states, [tokens[i] for i in trained], table, counts
-    )
-    assert ids == tokens
-    assert torch.equal(rows[:2], table[:2])
-    error = np.linalg.norm(rows[2:].numpy() - true, axis=1)
-    before = np.linalg.norm(noise, axis=1)
-    assert error[trained][seen == 2].mean() < 0.2 * before[seen == 2].mean()
-    assert error[trained][seen > 2].max() < 0.2
-    assert error[1::2].mean() < 0.1 * np.linalg.norm(true, axis=1).mean(), "never seen"
+def learned_table(embedding: torch.nn.Module, true: torch.Tensor, rows: torch.Tensor) -> Any:
+    """The table after learning the true rows of some tokens, (tokens, width)."""
+    optimizer = torch.optim.Adam(embedding.parameters(), 0.01)
+    for _ in range(1500):
+        batch = rows[torch.randint(len(rows), (64,))]
+        loss = (embedding(batch + 2) - true[batch]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return embedding.table()[2:]
 
 
-def test_the_embedding_of_a_trained_judge_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(script, "Teacher", lambda name, device: script.SmokeTeacher())
-    script.main(["--smoke", "--out", str(tmp_path / "own")])
-    trained = tmp_path / "own" / "round-1"  # that of 500 tokens
-    arguments = ["--smoke", "--judge", str(trained), "--imdb-teacher", "any"]
-    report = script.main([*arguments, "--out", str(tmp_path / "new")])
-    assert list(report) == ["final"]
-    before, after = Judge(directory=trained), Judge(directory=tmp_path / "new")
-    assert set(before.tokenizer.token_ids) < set(after.tokenizer.token_ids)
-    assert set(judge_embedding.lower_case_tokens()) <= set(after.tokenizer.token_ids)
-    assert torch.equal(before.network.forwards.weight_hh_l0, after.network.forwards.weight_hh_l0)
+def test_a_token_that_training_never_saw_is_embedded_by_its_meaning() -> None:
+    """The true rows are linear in the teacher's states."""
+    torch.manual_seed(0)
+    states = torch.randn(400, 20)
+    true = states @ torch.randn(20, 8) / 4
+    seen = np.array([10_000, 3, 2, 0] * 100)
+    embedding = judge_embedding.TokenEmbedding(states, seen, 8)
+    table = learned_table(embedding, true, torch.from_numpy(seen.nonzero()[0]))
+    error = (table - true).norm(dim=1)
+    assert error[3::4].mean() < 0.1 * true.norm(dim=1).mean(), error.view(-1, 4).mean(0)
+
+
+def test_a_row_of_its_own_counts_the_more_the_more_training_sees_the_token() -> None:
+    """The true rows have nothing to do with the teacher's states."""
+    torch.manual_seed(0)
+    states, true = torch.randn(400, 20), torch.randn(400, 8)
+    seen = np.where(np.arange(400) % 2, 0, 10_000)
+    embedding = judge_embedding.TokenEmbedding(states, seen, 8)
+    start = embedding.table()[2:]
+    table = learned_table(embedding, true, torch.arange(400))
+    assert (table - true)[::2].norm() < 0.1 * true[::2].norm()
+    embedding.own.weight.data[2:].normal_()
+    assert torch.equal(embedding.table()[3::2], table[1::2])
+    assert not torch.equal(start, table)
+
+
+def test_rows_of_the_table_are_those_of_training() -> None:
+    torch.manual_seed(0)
+    embedding = judge_embedding.TokenEmbedding(torch.randn(30, 12), np.arange(30), 8)
+    embedding.own.weight.data[1:].normal_()
+    ids = torch.randint(32, (4, 5))
+    torch.testing.assert_close(embedding(ids), embedding.table()[ids])
+    assert not embedding.table()[PAD].any()
+    torch.testing.assert_close(embedding.table()[UNKNOWN], embedding.own.weight[UNKNOWN])
+
+
+def test_every_lower_case_token_has_a_row() -> None:
+    counts = np.zeros(50257, int)
+    counts[[11, 13, 0]] = 5, 100, 4
+    chosen = judge_embedding.choose_tokens(counts)
+    assert {11, 13, *judge_embedding.lower_case_tokens()} == set(chosen)
+    assert chosen == sorted(chosen)
 
 
 def test_an_interrupted_training_ends_in_the_same_weights(
@@ -258,7 +268,6 @@ def test_an_interrupted_training_ends_in_the_same_weights(
         (["--epochs", "x"], "--epochs"),
         (["--device", "cuda:77"], "--device cuda:77: torch sees none"),
         (["--data", "nowhere"], "nowhere/sst2_dev.tsv.xz"),
-        (["--judge", "nowhere"], "--judge: name the classifier that reads the tokens"),
     ],
 )
 def test_bad_input_ends_in_one_line(

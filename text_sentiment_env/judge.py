@@ -38,7 +38,7 @@ class SentimentNetwork(nn.Module):
 
     def __init__(self, tokens: int, width: int = 128, hidden: int = 128, dropout: float = 0.0):
         super().__init__()
-        self.embedding = nn.Embedding(tokens + 2, width, padding_idx=PAD)
+        self.embedding: nn.Module = nn.Embedding(tokens + 2, width, padding_idx=PAD)
         self.forwards = nn.LSTM(width, hidden, batch_first=True)
         self.backwards = nn.LSTM(width, hidden, batch_first=True)
         self.input_dropout, self.dropout = nn.Dropout(dropout), nn.Dropout(dropout)

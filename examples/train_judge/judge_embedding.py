@@ -1,4 +1,4 @@
-"""The rows of the judge's embedding: where they begin, and what rare tokens get after training."""
+"""The judge's embedding in training: each token's meaning by the teacher, and what its own row adds."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from text_sentiment_env.judge import Tokenizer
 from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE, gpt2_token_bytes
 
 States = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 
-RIDGE = 300  # chosen on 2,000 tokens left out of the fit: 30 to 3,000 explain as much of their rows
-OWN = 40  # chosen on SST-2's dev set among 20, 40 and 80
+AXES = 256  # of the teacher's states
+OWN = 40  # chosen on SST-2's dev set among 20, 40 and 80, when the map was still fitted after training
 
 
 def count_tokens(texts: Iterable[str]) -> npt.NDArray[np.int64]:
@@ -26,13 +27,6 @@ def count_tokens(texts: Iterable[str]) -> npt.NDArray[np.int64]:
     return counts
 
 
-def most_frequent_tokens(texts: Iterable[str], size: int) -> list[int]:
-    """The `size` GPT-2 tokens that cover most of the lower-cased texts, in order of their id."""
-    counts = count_tokens(texts)
-    found = np.argsort(-counts, kind="stable")[:size]
-    return sorted(found[counts[found] > 0].tolist())
-
-
 def lower_case_tokens() -> list[int]:
     """The GPT-2 tokens that words of lower-cased English are made of."""
     words = [token.decode(errors="replace") for token in gpt2_token_bytes()]
@@ -41,53 +35,63 @@ def lower_case_tokens() -> list[int]:
     ]
 
 
-def embed_tokens(states: States, token_ids: Sequence[int], width: int) -> Tensor:
-    """The teacher's state for each token, on its `width` main axes; (tokens + 2, width).
+def choose_tokens(counts: npt.NDArray[np.int64]) -> list[int]:
+    """The tokens that get a row, in order of their id.
 
-    The student then starts with a notion of which words are alike; rows 0 and 1 (padding, unknown)
-    are zero.
+    They are those that texts hold five times or more, and all lower-case ones.
     """
-    values = torch.from_numpy(states(_words(token_ids)))
-    values -= values.mean(0)
-    _, _, axes = torch.linalg.svd(values, full_matrices=False)
-    projected = values @ axes[:width].T
-    table = torch.zeros(len(token_ids) + 2, width)
-    table[2:, : projected.shape[1]] = 0.3 * projected / projected.std()
-    return table
+    return sorted({*np.flatnonzero(counts >= 5).tolist(), *lower_case_tokens()})
 
 
-def complete_embedding(
-    states: States, token_ids: Sequence[int], table: Tensor, counts: npt.NDArray[np.int64]
-) -> tuple[list[int], Tensor]:
-    """Rows for all lower-case tokens, and better ones for tokens that training hardly saw.
+class TokenEmbedding(nn.Module):
+    """The row of a token seen n times is a linear map of the teacher's state + own · n / (n + `OWN`).
 
-    A linear map from the teacher's states to the trained rows (ridge regression, a token seen n
-    times weighs n / (n + 10)) says where a token of that meaning belongs. A token keeps n / (n +
-    `OWN`) of its own row and gets the rest from the map; one that training never saw gets all.
-
-    Args:
-        states: the teacher's states of some words, (k, S).
-        token_ids: the trained tokens.
-        table: their rows, behind those of padding and unknown, (tokens + 2, width).
-        counts: how often training saw each GPT-2 token, (50257,).
-
-    Returns:
-        The tokens, in order of their id, and their table.
+    A token that training hardly saw is thus embedded by its meaning, and one that it saw often as
+    suits the task. With rows that are free from the start the network learns those of rare tokens
+    by heart. Rows 0 and 1 (padding, unknown) have no meaning, only a row of their own.
     """
-    everything = sorted({*token_ids, *lower_case_tokens()})
-    row_of = {token: row for row, token in enumerate(everything)}
-    trained = torch.tensor([row_of[token] for token in token_ids])
-    seen = torch.from_numpy(counts[everything]).double()[:, None]
-    values = torch.from_numpy(states(_words(everything))).double()
-    values = (values - values[trained].mean(0)) / (values[trained].std(0) + 1e-6)
-    values = torch.cat([values, torch.ones(len(values), 1, dtype=values.dtype)], 1)
-    x, y, weight = values[trained], table[2:].double(), (seen / (seen + 10))[trained]
-    penalty = RIDGE * torch.eye(x.shape[1], dtype=x.dtype)
-    rows = values @ torch.linalg.solve(x.T @ (weight * x) + penalty, x.T @ (weight * y))
-    own = (seen / (seen + OWN))[trained]
-    rows[trained] = own * y + (1 - own) * rows[trained]
-    return everything, torch.cat([table[:2], rows.float()])
+
+    states: Tensor
+    share: Tensor
+
+    def __init__(self, states: Tensor, counts: npt.NDArray[np.int64], width: int) -> None:
+        """Begins with the states on their `width` main axes.
+
+        Args:
+            states: the teacher's state for each token, (tokens, S).
+            counts: how often training sees each token, (tokens,).
+            width: width of the embedding.
+        """
+        super().__init__()
+        axes, size, _ = torch.linalg.svd(states - states.mean(0), full_matrices=False)
+        axes, size = axes[:, :AXES], size[:AXES]
+        # All axes weigh the same, so that AdamW reaches the small ones too. A token's values have
+        # norm 4: a step of AdamW then moves a row through the map more than through `own`.
+        axes = axes * (4 * (len(states) / axes.shape[1]) ** 0.5)
+        seen = torch.from_numpy(np.concatenate([[np.inf] * 2, counts])).float()
+        # No part of the weights: they follow from the data, and a checkpoint need not hold them.
+        self.register_buffer("states", F.pad(axes, (0, 0, 2, 0)), persistent=False)
+        self.register_buffer("share", 1 / (1 + OWN / seen)[:, None], persistent=False)
+        self.map = nn.Linear(axes.shape[1], width, bias=False)
+        self.own = nn.Embedding(len(states) + 2, width, padding_idx=0)
+        with torch.no_grad():
+            self.own.weight.zero_()
+            main = torch.eye(width, axes.shape[1]) * size
+            self.map.weight.copy_(main * (0.3 / (axes @ main.T).std()))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of `ids`, (*ids.shape, width)."""
+        unique, place = ids.unique(return_inverse=True)
+        rows = self.map(self.states[unique]) + self.own(unique) * self.share[unique]
+        return F.embedding(place, rows)
+
+    @torch.no_grad()
+    def table(self) -> Tensor:
+        """All rows, (tokens + 2, width)."""
+        return self.map(self.states) + self.own.weight * self.share
 
 
-def _words(token_ids: Sequence[int]) -> list[str]:
-    return [gpt2_token_bytes()[i].decode(errors="replace").strip() for i in token_ids]
+def token_states(states: States, token_ids: Sequence[int]) -> Tensor:
+    """The teacher's state for each token, (tokens, S)."""
+    words = [gpt2_token_bytes()[i].decode(errors="replace").strip() for i in token_ids]
+    return torch.from_numpy(states(words))

@@ -33,7 +33,9 @@ def calibrate(
         logits = network(torch.from_numpy(pad(tokenizer([text for text, _ in rows]))))[0]
     logits, labels = logits.clone(), torch.tensor([float(label) for _, label in rows])
     log_temperature, bias = torch.zeros((), requires_grad=True), torch.zeros((), requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature, bias], max_iter=50)
+    optimizer = torch.optim.LBFGS(
+        [log_temperature, bias], max_iter=50, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimizer.zero_grad()

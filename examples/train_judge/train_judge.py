@@ -7,15 +7,12 @@ Stages, each of which leaves a file in `--out` and is skipped if that file is th
 1. `teacher`: a pretrained encoder is fine-tuned on SST-2 (Socher et al. 2013).
 2. `labels`: its opinion of SST-2's texts, of variations of them, and of sentences of the IMDb
    reviews (Maas et al. 2011).
-3. `start`: the vocabulary, and an embedding of each token from the teacher's states.
+3. `tokens`: the vocabulary, and the teacher's state for each token.
 4. `student`: the network learns the teacher's opinions, sentences made by program whose label is
    known, and to tell language from word salad.
 5. `hunt`: REINFORCE without KL looks for what the student likes and nobody would write; what it
    finds becomes training data. Repeated `--hunt-rounds` times.
-6. `rows`: all lower-case tokens get an embedding, and rare ones a better one.
-7. the files: `judge.safetensors`, `judge.json` and `report.json`.
-
-With `--judge DIR` a trained judge takes the place of stages 1 to 5.
+6. the files: `judge.safetensors`, `judge.json` and `report.json`.
 
 Without `--data` the data sets come from the Hugging Face hub. `--smoke` runs every stage in seconds
 on texts made by program.
@@ -44,13 +41,7 @@ from judge_data import (
     repeats_itself,
     vary,
 )
-from judge_embedding import (
-    States,
-    complete_embedding,
-    count_tokens,
-    embed_tokens,
-    most_frequent_tokens,
-)
+from judge_embedding import TokenEmbedding, choose_tokens, count_tokens, token_states
 from judge_hunt import Find, hunt, usual_nll
 from judge_report import calibrate, measure
 from judge_teacher import Teacher, fine_tune, label_corpus
@@ -82,12 +73,10 @@ class Args:
     """folder for all results"""
     start_model: str = "reviews"
     """GPT-2 that the hunt starts from"""
-    sentences: int = 160_000
+    sentences: int = 200_000
     """IMDb sentences to label"""
     variations: int = 120_000
     """variations of SST-2's texts to label"""
-    tokens: int = 16_000
-    """rows of the embedding"""
     width: int = 128
     """width of the embedding"""
     hidden: int = 128
@@ -120,15 +109,12 @@ class Args:
     """cpu or cuda; the hunt always runs on the CPU"""
     final: bool = False
     """measure on SST-2's test sentences too"""
-    judge: Path | None = None
-    """folder of a trained judge, whose embedding alone is completed"""
     smoke: bool = False
     """other defaults: every stage in seconds, on texts made by program"""
 
 
 SMOKE = Args(
     variations=100,
-    tokens=500,
     width=16,
     hidden=16,
     epochs=2,
@@ -187,7 +173,7 @@ def hunted(start: Any, judge: Judge, round_: int, args: Args) -> dict[str, Any]:
     return found | {"report": report}
 
 
-# ---------------------------------------------------------------------------------------- 7. files
+# ---------------------------------------------------------------------------------------- 6. files
 
 
 def write_judge(folder: Path, network: SentimentNetwork, token_ids: Sequence[int]) -> Judge:
@@ -280,24 +266,31 @@ class Student:
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
-        self.imdb_teacher = second_teacher(args, teacher)
-        imdb_logits = label_corpus(self.imdb_teacher, imdb.texts, labels / "imdb")
+        imdb_teacher = second_teacher(args, teacher)
+        imdb_logits = label_corpus(imdb_teacher, imdb.texts, labels / "imdb")
         self.imdb = readable(imdb.texts, mix(imdb_logits, imdb.label, 0.1))
         self.pool = imdb.texts + plain  # the sentences to make salad of
-        path = args.out / "start.pt"
+        path = args.out / "tokens.pt"
         if not path.exists():
-            token_ids = most_frequent_tokens(self.imdb.texts + self.sst2.texts, args.tokens)
-            table = embed_tokens(teacher.states, token_ids, args.width)
+            sizes = self.made_sizes(len(self.sst2.texts + self.imdb.texts))
+            made = made_by_program(self.pool, sizes, random.Random(args.seed))
+            counts = count_tokens(self.sst2.texts + self.imdb.texts + made.texts)
+            token_ids = choose_tokens(counts)
+            states = token_states(imdb_teacher.states, token_ids)
+            seen = torch.from_numpy(counts[token_ids])
             with atomic_write(path) as temporary:
-                torch.save({"token_ids": token_ids, "table": table}, temporary)
-        begin = torch.load(path, weights_only=True)
-        self.tokenizer = Tokenizer(begin["token_ids"])
+                torch.save({"token_ids": token_ids, "states": states, "seen": seen}, temporary)
+        tokens = torch.load(path, weights_only=True)
+        self.tokenizer = Tokenizer(tokens["token_ids"])
         torch.manual_seed(args.seed)
-        self.network = SentimentNetwork(
-            len(begin["token_ids"]), args.width, args.hidden, args.dropout
-        )
-        self.network.embedding.weight.data.copy_(begin["table"])
+        self.embedding = TokenEmbedding(tokens["states"], tokens["seen"].numpy(), args.width)
+        self.network = SentimentNetwork(0, args.width, args.hidden, args.dropout)
+        self.network.embedding = self.embedding  # in the place of a plain table
         self.network.to(args.device)
+
+    def made_sizes(self, count: int) -> tuple[int, int]:
+        """Numbers of labelled texts and of salads made by program beside `count` others."""
+        return count // 8, count // 6 if self.args.salad else 0
 
     def learn(self, name: str, fixed: Samples, epochs: int, learning_rate: float) -> None:
         """Trains on `fixed` and on texts made by program, and keeps the average of the weights."""
@@ -305,8 +298,7 @@ class Student:
 
         def fresh(epoch: int) -> Samples:
             rng = random.Random(f"{name} {self.args.seed} {epoch}")
-            salads = count // 6 if self.args.salad else 0
-            return made_by_program(self.pool, (count // 8, salads), rng)
+            return made_by_program(self.pool, self.made_sizes(count), rng)
 
         trainer = Trainer(self.network, self.tokenizer, self.args)
         trainer.fit(fixed, fresh, epochs, learning_rate, self.args.out / f"{name}.pt")
@@ -321,8 +313,14 @@ class Student:
         return self.imdb + rare + rare + self.varied + self.sst2
 
     def write(self, folder: Path) -> Judge:
-        """The judge as it is now."""
-        return write_judge(folder, self.network, self.tokenizer.token_ids)
+        """The judge as it is now, with a plain table for an embedding."""
+        args, token_ids = self.args, self.tokenizer.token_ids
+        network = SentimentNetwork(len(token_ids), args.width, args.hidden)
+        rows = {"embedding.weight": self.embedding.table()}
+        network.load_state_dict(
+            {k: v for k, v in self.network.state_dict().items() if "embedding" not in k} | rows
+        )
+        return write_judge(folder, network, token_ids)
 
 
 class SmokeTeacher:
@@ -344,11 +342,9 @@ class SmokeTeacher:
 
 def parse_arguments(argv: Sequence[str] | None) -> Args:
     args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
-    names = ("sentences", "variations", "tokens", "width", "hidden", "epochs", "batch_size")
+    names = ("sentences", "variations", "width", "hidden", "epochs", "batch_size")
     cli.positive(args, *names, "threads")
     cli.check_device(args.device)
-    if args.judge is not None and not (args.imdb_teacher or args.teacher):
-        raise ValueError("--judge: name the classifier that reads the tokens, --imdb-teacher DIR")
     if not args.salad:
         args = replace(args, readable_weight=0.0, hunt_rounds=0)
     return args
@@ -364,17 +360,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     corpora, sets = make_corpora(args)
     report: dict[str, Any] = {}
-    if args.judge is not None:
-        judge = Judge(directory=args.judge)
-        network, tokenizer = judge.network, judge.tokenizer
-        states = Teacher(args.imdb_teacher or args.teacher or "", torch.device(args.device)).states
-    else:
-        student = trained(args, corpora, sets, report)
-        network, tokenizer, states = student.network, student.tokenizer, student.imdb_teacher.states
-    judge = completed(args, network, tokenizer, states, corpora)
+    judge = trained(args, corpora, sets, report)
     report["final"] = measure(judge, sets)
     log.info("final: %s", report["final"])
-    if args.hunt_rounds and args.judge is None:
+    if args.hunt_rounds:
         # The last hunt only measures what the files are worth.
         start = load_start_model(args)
         report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
@@ -388,8 +377,8 @@ def trained(
     corpora: dict[str, Corpus],
     sets: dict[str, list[tuple[str, int]]],
     report: dict[str, Any],
-) -> Student:
-    """Stages 1 to 5, and the calibration; `report` gets the figures on the way."""
+) -> Judge:
+    """Stages 1 to 6, with the calibration; `report` gets the figures on the way."""
     teacher = SmokeTeacher() if args.smoke else make_teacher(args)
     student = Student(args, corpora, teacher)
     everything = student.everything()
@@ -412,28 +401,7 @@ def trained(
 
     both = sets["dev"] + [(detokenise(text), label) for text, label in sets["dev"]]
     report["temperature, bias"] = calibrate(student.network, student.tokenizer, both)
-    return student
-
-
-def completed(
-    args: Args,
-    network: SentimentNetwork,
-    tokenizer: Tokenizer,
-    states: States,
-    corpora: dict[str, Corpus],
-) -> Judge:
-    """Stages 6 and 7: the judge with an embedding of all lower-case tokens, written to `--out`."""
-    sst2, imdb = corpora["sst2"].texts, corpora["imdb"].texts
-    real = [*sst2, *map(detokenise, sst2), *imdb]
-    sizes = len(real) // 8, len(real) // 6 if args.salad else 0  # about as many as in an epoch
-    made = made_by_program(real, sizes, random.Random(args.seed))
-    counts = count_tokens([*real, *made.texts])
-    table = network.embedding.weight.detach().cpu()
-    token_ids, rows = complete_embedding(states, tokenizer.token_ids, table, counts)
-    weights = network.state_dict() | {"embedding.weight": rows}
-    whole = SentimentNetwork(len(token_ids), rows.shape[1], network.forwards.hidden_size)
-    whole.load_state_dict(weights)
-    return write_judge(args.out, whole, token_ids)
+    return student.write(args.out)
 
 
 if __name__ == "__main__":
