@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from agents.compiled import compiled
-from agents.log_probs import Chunks, aligned, slices
+from agents.log_probs import ACCELERATOR, Chunks, aligned, autocast_dtype, slices
 from agents.sampling import at_least_float32
-
-CHUNKS = Chunks(forward=4096, backward=4096, kept=2**30)
 
 
 def fused_log_probs(
@@ -26,7 +24,7 @@ def fused_log_probs(
     tokens: Tensor,
     start_hidden: Tensor | None = None,
     start_weight: Tensor | None = None,
-    chunks: Chunks = CHUNKS,
+    chunks: Chunks = ACCELERATOR,
     compile: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`log_probs_and_kl` of a token for each row; without a start model the last two are 0.
@@ -64,7 +62,7 @@ class _FusedLogProbs(torch.autograd.Function):
         grad: bool,
     ) -> tuple[Tensor, ...]:
         kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        ctx.dtype = autocast_dtype(kind)
         ctx.compile, ctx.tokens, ctx.size = compile, tokens, chunks.backward
         keep = grad and chunks.kept >= M * V and any(ctx.needs_input_grad)
         statistics = compiled(_statistics) if compile else _statistics

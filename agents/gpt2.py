@@ -32,7 +32,7 @@ from agents.cuda_graphs import CUDAGraphs
 from agents.fused_log_probs import fused_log_probs
 from agents.gpt2_config import END_OF_TEXT_ID, GPT2Config
 from agents.kv_cache import CacheView, KVCache
-from agents.log_probs import aligned, log_probs, log_probs_and_kl
+from agents.log_probs import aligned, autocast_dtype, log_probs, log_probs_and_kl
 from agents.packing import Packing
 from agents.pretrained import (
     convert_weights,
@@ -349,8 +349,8 @@ class GPT2(nn.Module):
     def new_cache(self, batch_size: int, max_length: int | None = None) -> KVCache:
         """An empty cache on the model's device, in the dtype that attention is computed in."""
         device = self.wte.weight.device
-        half = device.type != "cpu" and torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if half else self.wte.weight.dtype
+        half = None if device.type == "cpu" else autocast_dtype(device.type)
+        dtype = half or self.wte.weight.dtype
         return KVCache(self.config, batch_size, max_length, device, dtype)
 
     # -------------------------------------------------------------------------------- generation
@@ -468,9 +468,9 @@ class GPT2(nn.Module):
                 settings,
             )
 
-        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
         weights = tuple(parameter.data_ptr() for parameter in self.parameters())
-        key = (ids.shape, lengths is None, u is None, settings, half, weights)
+        kinds = ids.shape, lengths is None, u is None, autocast_dtype("cuda")
+        key = (*kinds, settings, weights)
         return self._graphs.run(key, decode, ids, *(x for x in (lengths, u) if x is not None))
 
     def _read_prompts(self, ids: Tensor, lengths: Tensor | None, cache: KVCache) -> Tensor:

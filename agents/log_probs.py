@@ -26,8 +26,8 @@ class Chunks(NamedTuple):
 
 
 # Few rows stay in a processor's cache; an accelerator wants large matrix products.
-_CPU = Chunks(forward=128, backward=384, kept=2**26)
-_ACCELERATOR = Chunks(forward=4096, backward=4096, kept=2**30)
+CPU = Chunks(forward=128, backward=384, kept=2**26)
+ACCELERATOR = Chunks(forward=4096, backward=4096, kept=2**30)
 
 
 def log_probs(
@@ -55,7 +55,7 @@ def log_probs(
         Log-probabilities (N,) and entropies (M,), float32; float64 for double precision.
     """
     if chunks is None:
-        chunks = _CPU if hidden.is_cpu else _ACCELERATOR
+        chunks = CPU if hidden.is_cpu else ACCELERATOR
     # An autograd function cannot ask whether gradients are enabled outside.
     grad = torch.is_grad_enabled()
     return _LogProbs.apply(hidden, weight, tokens, places, entropies, chunks, grad)
@@ -85,7 +85,7 @@ def log_probs_and_kl(
         last have no gradients.
     """
     if chunks is None:
-        chunks = _CPU if hidden.is_cpu else _ACCELERATOR
+        chunks = CPU if hidden.is_cpu else ACCELERATOR
     grad = torch.is_grad_enabled()
     start = start_hidden.detach(), start_weight.detach()
     return _LogProbsAndKL.apply(hidden, weight, *start, tokens, places, chunks, grad)
@@ -111,7 +111,7 @@ class _LogProbsAndKL(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
         ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        ctx.dtype = autocast_dtype(kind)
         h, h0 = hidden.to(ctx.dtype), start_hidden.to(ctx.dtype)
         w, w0 = aligned(weight.to(ctx.dtype)), aligned(start_weight.to(ctx.dtype))
         size = min(chunks.forward, M)
@@ -194,7 +194,7 @@ class _LogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         kind, (M, V) = hidden.device.type, (len(hidden), len(weight))
         ctx.rows, ctx.decided = chunks.backward, _Decided(tokens, places)
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        ctx.dtype = autocast_dtype(kind)
         h, w = hidden.to(ctx.dtype), aligned(weight.to(ctx.dtype))
         buffers = _LogitBuffers(min(chunks.forward, M), w, V)
         log_prob = hidden.new_empty(len(tokens), dtype=buffers.wide.dtype)
@@ -266,6 +266,12 @@ class _Decided:
 def slices(n: int, size: int) -> list[slice]:
     """0 … n, `size` at a time."""
     return [slice(first, first + size) for first in range(0, n, max(size, 1))]
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes in on this kind of device; None: autocast is off."""
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else None
 
 
 def aligned(weight: Tensor) -> Tensor:
