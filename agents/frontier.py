@@ -54,7 +54,8 @@ class Point:
         kl: KL to the start model, in nats a text; for best-of-n its upper bound.
         effective_samples: the number of unweighted texts with as much information, (Σw)²/Σw² for
             weights w (Kish 1965). Below about a hundred the other numbers are rough.
-        means: of the reward and of every other measure.
+        means: of the reward and of every other measure; with the start model's `log_prob` and the
+            `tokens` of each text also the `perplexity` under it, a token.
     """
 
     kl: float
@@ -108,6 +109,24 @@ class Frontier:
         # KL(π*, π₀) = E*[log(π*/π₀)], and a text's π*/π₀ is N times its share of the weights.
         kl = float(written @ np.log(len(self) * written))
         return self._point(p, kl)
+
+    def distinct_texts(self, kl_coef: float, n: int) -> float:
+        """The share of different texts that is expected among n of π*.
+
+        It is Σ_x (1 - (1 - π*(x))^n) / n, because 1 - (1 - q)^n is how likely a text of probability
+        q is written at all. π*(x) is π₀(x), which the measure `log_prob` of the texts tells, times the
+        text's weight.
+
+        Raises:
+            KeyError: without the measure `log_prob`.
+        """
+        weights = self._weights(kl_coef)
+        p = weights / weights.sum()
+        p, log_prob = p[p > 0], self.columns["log_prob"][p > 0]
+        probability = np.minimum(np.exp(log_prob) * len(self) * p, 1.0)
+        with np.errstate(divide="ignore"):  # a probability of 1 is written for certain
+            missed = n * np.log1p(-probability)
+        return float(p @ (-np.expm1(missed) / probability)) / n
 
     def supports(self, kl_coef: float) -> bool:
         """Whether the texts are enough for the optimum and the gap at this KL weight.
@@ -195,6 +214,8 @@ class Frontier:
     def _point(self, p: Floats, kl: float) -> Point:
         means = {name: float(p @ column) for name, column in self.columns.items()}
         means["win_rate"] = float(p @ self._quantiles(self.rewards))
+        if {"log_prob", "tokens"} <= means.keys():
+            means["perplexity"] = math.exp(-means["log_prob"] / means["tokens"])
         return Point(kl, float(1 / np.square(p).sum()), means)
 
 
@@ -227,7 +248,7 @@ def start_frontier(
 
     Returns:
         A `Frontier` with the measures `sentiment`, `length` and other numbers of the last step's
-        info, and each of `judges`.
+        info, each of `judges`, and of each whole text `tokens`, those written, and `log_prob`.
 
     Raises:
         ValueError: if the environment draws from several prompts. π* over all their texts would
@@ -245,13 +266,13 @@ def start_frontier(
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         env.seed(seed)
-        batches = [_measure(_collect(policy, env), judges or {})]
+        batches = [_measure(policy, _collect(policy, env), judges or {})]
         key = _fingerprint(policy, batches[0], n_episodes, seed)
         columns = None if path is None else _read(path, key)
         if columns is None:
             while (done := sum(len(batch["reward"]) for batch in batches)) < n_episodes:
                 progress(done, n_episodes)
-                batches.append(_measure(_collect(policy, env), judges or {}))
+                batches.append(_measure(policy, _collect(policy, env), judges or {}))
             columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
             if path is not None:
                 _write(path, key, columns)
@@ -270,9 +291,16 @@ def _collect(policy: GPT2Policy, env: VecEnv) -> Episodes:
     return episodes
 
 
-def _measure(episodes: Episodes, judges: Mapping[str, SentimentModel]) -> dict[str, Floats]:
-    infos = episodes.infos
-    columns = {"reward": episodes.rewards.sum(1).double().cpu().numpy()}
+def _measure(
+    policy: GPT2Policy, episodes: Episodes, judges: Mapping[str, SentimentModel]
+) -> dict[str, Floats]:
+    infos, mask = episodes.infos, episodes.mask.cpu()
+    log_prob = policy.evaluate_texts(episodes.texts, mask).log_prob
+    columns = {
+        "reward": episodes.rewards.sum(1).double().cpu().numpy(),
+        "tokens": mask.sum(1).double().numpy(),
+        "log_prob": log_prob.double().sum(1).cpu().numpy(),
+    }
     for name in numbers(infos):
         columns[name] = np.array([info[name] for info in infos], np.float64)
     texts = [info["text"] for info in infos]
@@ -289,7 +317,8 @@ def _fingerprint(policy: GPT2Policy, first: dict[str, Floats], n_episodes: int, 
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     for name, column in first.items():
         digest.update(name.encode())
-        digest.update(column.round(6).tobytes())  # threads may change a last digit
+        if name != "log_prob":  # it is the model's, and threads change its last digits
+            digest.update(column.round(6).tobytes())
     return digest.hexdigest()
 
 

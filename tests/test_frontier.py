@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -126,6 +127,13 @@ def test_bad_arguments(call, message):
         call()
 
 
+def test_an_optimum_of_one_text_repeats_it():
+    frontier = Frontier([1.0, 0.0], {"log_prob": [math.log(0.5)] * 2, "tokens": [2, 4]})
+    assert frontier.distinct_texts(1e-3, 10) == pytest.approx(0.1)
+    assert frontier.optimum(1e-3).means["perplexity"] == pytest.approx(2**0.5)
+    assert frontier.distinct_texts(1e9, 2) == pytest.approx(0.75)  # two texts, a half each
+
+
 # -------------------------------------------------------------------------- a policy, by enumeration
 
 
@@ -203,6 +211,12 @@ def test_sampled_frontier_and_gap_are_the_enumerated_ones():
     value = frontier.value(beta)
     exact = beta * np.log(p0 @ np.exp(rewards / beta))
     assert abs(value.value - exact) < 4 * value.standard_error < 0.1
+    optimum, tokens = frontier.optimum(beta), (places < PAD).sum(1).numpy()
+    perplexity = np.exp(-(best @ np.log(p0)) / (best @ tokens))
+    assert optimum.means["perplexity"] == pytest.approx(perplexity, rel=0.05)
+    for n in (1, 2, 8, 100):
+        distinct = -np.expm1(n * np.log1p(-best)).sum() / n
+        assert frontier.distinct_texts(beta, n) == pytest.approx(distinct, rel=0.05)
     result = evaluate(policy, start.gpt2, env, 2048, 5, frontier=frontier, kl_coef=beta)
     assert result["kl"] == pytest.approx(np.mean([s["kl"] for s in result["samples"]]))
     assert abs(result["gap"] - kl(p, best)) < 4 * result["gap_standard_error"] < 0.4
