@@ -68,8 +68,6 @@ class Args:
     """pretrained encoder to make the teacher of: Hugging Face id or folder"""
     teacher: str | None = None
     """a classifier fine-tuned on SST-2, id or folder, instead of making one"""
-    imdb_teacher: str | None = None
-    """another classifier for IMDb's many sentences, such as a quicker one; default: the same"""
     out: Path = Path("runs/judge")
     """folder for all results"""
     start_model: str = "reviews"
@@ -235,11 +233,6 @@ def make_teacher(args: Args) -> Teacher:
     return Teacher(args.teacher or str(args.out / "teacher"), device)
 
 
-def second_teacher(args: Args, teacher: Any) -> Any:
-    """The classifier that labels IMDb, which is another one where `--imdb-teacher` names it."""
-    return Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
-
-
 def load_start_model(args: Args) -> Any:
     """The GPT-2 that hunts start from."""
     from agents.gpt2 import GPT2, GPT2Config
@@ -271,8 +264,7 @@ class Student:
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
-        imdb_teacher = second_teacher(args, teacher)
-        imdb_logits = label_corpus(imdb_teacher, imdb.texts, labels / "imdb")
+        imdb_logits = label_corpus(teacher, imdb.texts, labels / "imdb")
         self.imdb = readable(imdb.texts, mix(imdb_logits, imdb.label, 0.1))
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "tokens.pt"
@@ -281,7 +273,7 @@ class Student:
             made = made_by_program(self.pool, sizes, random.Random(args.seed))
             counts = count_tokens(self.sst2.texts + self.imdb.texts + made.texts)
             token_ids = choose_tokens(counts)
-            states = token_states(imdb_teacher.states, token_ids)
+            states = token_states(teacher.states, token_ids)
             seen = torch.from_numpy(counts[token_ids])
             with atomic_write(path) as temporary:
                 torch.save({"token_ids": token_ids, "states": states, "seen": seen}, temporary)
