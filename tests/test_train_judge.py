@@ -164,10 +164,20 @@ def test_all_stages_run(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}  # this checkout's
     subprocess.run([*command, "--out", str(tmp_path)], check=True, env=environment)
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {"round 0", "hunt 1", "round 1", "last hunt", "final"} <= report.keys()
+    assert {"hunt 1", "last hunt", "final"} <= report.keys()
     assert report["hunt 1"]["reviews"]["perplexity"] > 1
     scores = Judge(directory=tmp_path)(["a good film", "a bad film"])
     assert np.isfinite(scores).all()
+
+
+def test_hunts_come_before_later_epochs_and_their_finds_stay() -> None:
+    args = script.Args(epochs=9, hunt_rounds=4)
+    rounds = [[*script.rounds_before(epoch, args)] for epoch in range(9)]
+    assert rounds == [[], [], [], [], [1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4]]
+    args = script.Args(epochs=3, hunt_rounds=0)
+    assert not any([*script.rounds_before(epoch, args)] for epoch in range(3))
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["--smoke", "--epochs", "2", "--hunt-rounds", "2"])
 
 
 def test_without_salad_no_text_is_called_unreadable(
@@ -243,14 +253,15 @@ def test_an_interrupted_training_ends_in_the_same_weights(
 ) -> None:
     def run(folder: str) -> bytes:
         out = tmp_path / folder
-        script.main(["--smoke", "--hunt-rounds", "0", "--threads", "1", "--out", str(out)])
+        script.main(["--smoke", "--threads", "1", "--out", str(out)])
         return (out / "judge.safetensors").read_bytes()
 
     made_by_program, calls = script.made_by_program, []
 
     def interrupting(*arguments: object) -> object:
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == 4:  # for the tokens, then before each epoch
+            assert (tmp_path / "interrupted" / "hunt-1.pt").exists()
             raise KeyboardInterrupt
         return made_by_program(*arguments)
 

@@ -130,9 +130,9 @@ class Trainer:
         network.train()
         for epoch in range(first, epochs):
             # A generator of its own for each epoch: a resumed run draws what the whole run drew.
+            made = fresh(epoch)
             rng = np.random.default_rng((args.seed, epoch))
             torch.manual_seed(args.seed * 1000 + epoch)
-            made = fresh(epoch)
             samples, all_rows = fixed + made, rows + self.tokenizer(made.texts)
             order = batches(all_rows, args.batch_size, rng)
             losses = []

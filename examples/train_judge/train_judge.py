@@ -10,8 +10,8 @@ Stages, each of which leaves a file in `--out` and is skipped if that file is th
 3. `tokens`: the vocabulary, and the teacher's state for each token.
 4. `student`: the network learns the teacher's opinions, sentences made by program whose label is
    known, and to tell language from word salad.
-5. `hunt`: REINFORCE without KL looks for what the student likes and nobody would write; what it
-   finds becomes training data. Repeated `--hunt-rounds` times.
+5. `hunt`: before some of the student's later epochs, REINFORCE without KL looks for what the student
+   likes and nobody would write. What it finds belongs to the training data from then on.
 6. the files: `judge.safetensors`, `judge.json` and `report.json`.
 
 Without `--data` the data sets come from the Hugging Face hub. `--smoke` runs every stage in seconds
@@ -20,11 +20,12 @@ on texts made by program.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,6 @@ class Args:
     """pretrained encoder to make the teacher of: Hugging Face id or folder"""
     teacher: str | None = None
     """a classifier fine-tuned on SST-2, id or folder, instead of making one"""
-    imdb_teacher: str | None = None
-    """another classifier for IMDb's many sentences, such as a quicker one; default: the same"""
     out: Path = Path("runs/judge")
     """folder for all results"""
     start_model: str = "reviews"
@@ -81,14 +80,12 @@ class Args:
     """width of the embedding"""
     hidden: int = 128
     """width of each LSTM"""
-    epochs: int = 8
-    """passes over the texts before the first hunt"""
+    epochs: int = 9
+    """passes over the texts"""
     batch_size: int = 256
     """texts in each step"""
     learning_rate: float = 2.5e-3
-    """AdamW's, before the first hunt"""
-    round_learning_rate: float = 1e-3
-    """AdamW's, after each hunt"""
+    """AdamW's highest"""
     dropout: float = 0.4
     """dropout of the network"""
     word_dropout: float = 0.05
@@ -97,8 +94,8 @@ class Args:
     """learn to tell language from word salad; --no-salad, which hunts for none, shows the cost"""
     readable_weight: float = 0.4
     """weight of the loss of telling language from salad, beside 1 for the sentiment's"""
-    hunt_rounds: int = 2
-    """hunts to learn from; one more measures the result"""
+    hunt_rounds: int = 4
+    """hunts to learn from, one before each epoch but the last; one more measures the result"""
     hunt_updates: int = 150
     """gradient steps of a hunt"""
     seed: int = 0
@@ -117,7 +114,7 @@ SMOKE = Args(
     variations=100,
     width=16,
     hidden=16,
-    epochs=2,
+    epochs=3,
     hunt_rounds=1,
     hunt_updates=2,
     smoke=True,
@@ -152,11 +149,17 @@ def read_finds(finds: Sequence[Find], usual_nll: float) -> Samples:
     return Samples([f.text for f in finds], np.full(len(finds), np.nan, np.float32), target)
 
 
-def hunted(start: Any, judge: Judge, round_: int, args: Args) -> dict[str, Any]:
+def rounds_before(epoch: int, args: Args) -> range:
+    """The hunts that come before an epoch (from 0): the last is learned from twice, others longer."""
+    return range(1, 1 + min(args.hunt_rounds, epoch + 2 + args.hunt_rounds - args.epochs))
+
+
+def hunted(start: Any, make_judge: Callable[[], Judge], round_: int, args: Args) -> dict[str, Any]:
     """Hunts with the start model's vocabulary and with the small one: their lessons and figures."""
     path = args.out / f"hunt-{round_}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
+    judge = make_judge()
     small = set(Vocabulary.load("small").token_ids.tolist()) & set(start.token_ids)
     starts = {"reviews": start, "small": start.restrict(sorted(small))}
     lessons, report = Samples([], np.empty(0, np.float32), np.empty(0, np.float32)), {}
@@ -230,11 +233,6 @@ def make_teacher(args: Args) -> Teacher:
     return Teacher(args.teacher or str(args.out / "teacher"), device)
 
 
-def second_teacher(args: Args, teacher: Any) -> Any:
-    """The classifier that labels IMDb, which is another one where `--imdb-teacher` names it."""
-    return Teacher(args.imdb_teacher, teacher.device) if args.imdb_teacher else teacher
-
-
 def load_start_model(args: Args) -> Any:
     """The GPT-2 that hunts start from."""
     from agents.gpt2 import GPT2, GPT2Config
@@ -266,8 +264,7 @@ class Student:
         logits = label_corpus(teacher, varied, labels / "varied")
         nothing = np.full(len(varied), np.nan, np.float32)  # neither language nor salad
         self.varied = Samples(varied, mix(logits, nothing, 0.0), nothing)
-        imdb_teacher = second_teacher(args, teacher)
-        imdb_logits = label_corpus(imdb_teacher, imdb.texts, labels / "imdb")
+        imdb_logits = label_corpus(teacher, imdb.texts, labels / "imdb")
         self.imdb = readable(imdb.texts, mix(imdb_logits, imdb.label, 0.1))
         self.pool = imdb.texts + plain  # the sentences to make salad of
         path = args.out / "tokens.pt"
@@ -276,7 +273,7 @@ class Student:
             made = made_by_program(self.pool, sizes, random.Random(args.seed))
             counts = count_tokens(self.sst2.texts + self.imdb.texts + made.texts)
             token_ids = choose_tokens(counts)
-            states = token_states(imdb_teacher.states, token_ids)
+            states = token_states(teacher.states, token_ids)
             seen = torch.from_numpy(counts[token_ids])
             with atomic_write(path) as temporary:
                 torch.save({"token_ids": token_ids, "states": states, "seen": seen}, temporary)
@@ -292,17 +289,34 @@ class Student:
         """Numbers of labelled texts and of salads made by program beside `count` others."""
         return count // 8, count // 6 if self.args.salad else 0
 
-    def learn(self, name: str, fixed: Samples, epochs: int, learning_rate: float) -> None:
-        """Trains on `fixed` and on texts made by program, and keeps the average of the weights."""
-        count = len(fixed.texts)
+    def learn(self, start: Any) -> dict[str, Any]:
+        """Stages 4 and 5: trains, hunts from `start` on the way, and keeps the average of the weights.
+
+        Returns:
+            The hunts' figures.
+        """
+        args, fixed = self.args, self.everything()
+        sizes = self.made_sizes(len(fixed.texts))
+        trainer = Trainer(self.network, self.tokenizer, args)
+        hunts: dict[int, dict[str, Any]] = {}
+
+        def hunt_now(round_: int) -> dict[str, Any]:
+            folder = args.out / f"before-hunt-{round_}"
+            return hunted(start, lambda: self.write(folder, trainer.average), round_, args)
 
         def fresh(epoch: int) -> Samples:
-            rng = random.Random(f"{name} {self.args.seed} {epoch}")
-            return made_by_program(self.pool, self.made_sizes(count), rng)
+            samples = made_by_program(self.pool, sizes, random.Random(f"{args.seed} {epoch}"))
+            for round_ in rounds_before(epoch, args):
+                if round_ not in hunts:
+                    hunts[round_] = hunt_now(round_)
+                readable = hunts[round_]["readable"].numpy()
+                nothing = np.full(len(readable), np.nan, np.float32)
+                samples += Samples(hunts[round_]["texts"], nothing, readable)
+            return samples
 
-        trainer = Trainer(self.network, self.tokenizer, self.args)
-        trainer.fit(fixed, fresh, epochs, learning_rate, self.args.out / f"{name}.pt")
+        trainer.fit(fixed, fresh, args.epochs, args.learning_rate, args.out / "student.pt")
         self.network.load_state_dict(trainer.average)
+        return {f"hunt {round_}": hunt["report"] for round_, hunt in hunts.items()}
 
     def everything(self) -> Samples:
         """All texts with the teacher's labels, those of two rare kinds three times."""
@@ -312,13 +326,17 @@ class Student:
         log.info("%d of %d sentences tell a fact or repeat words", len(rare.texts), len(told))
         return self.imdb + rare + rare + self.varied + self.sst2
 
-    def write(self, folder: Path) -> Judge:
-        """The judge as it is now, with a plain table for an embedding."""
+    def write(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> Judge:
+        """A judge with these weights of the network, and a plain table for an embedding."""
         args, token_ids = self.args, self.tokenizer.token_ids
+        embedding = copy.deepcopy(self.embedding)
+        prefix = "embedding."
+        own = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        embedding.load_state_dict(own)
         network = SentimentNetwork(len(token_ids), args.width, args.hidden)
-        rows = {"embedding.weight": self.embedding.table()}
         network.load_state_dict(
-            {k: v for k, v in self.network.state_dict().items() if "embedding" not in k} | rows
+            {k: v for k, v in weights.items() if not k.startswith(prefix)}
+            | {"embedding.weight": embedding.table()}
         )
         return write_judge(folder, network, token_ids)
 
@@ -347,6 +365,10 @@ def parse_arguments(argv: Sequence[str] | None) -> Args:
     cli.check_device(args.device)
     if not args.salad:
         args = replace(args, readable_weight=0.0, hunt_rounds=0)
+    if not 0 <= args.hunt_rounds < args.epochs:
+        raise ValueError(
+            f"--hunt-rounds {args.hunt_rounds} must be at least 0 and below --epochs {args.epochs}"
+        )
     return args
 
 
@@ -366,7 +388,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.hunt_rounds:
         # The last hunt only measures what the files are worth.
         start = load_start_model(args)
-        report["last hunt"] = hunted(start, judge, args.hunt_rounds + 1, args)["report"]
+        last = hunted(start, lambda: judge, args.hunt_rounds + 1, args)
+        report["last hunt"] = last["report"]
     with atomic_write(args.out / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1), "utf-8")
     return report
@@ -381,27 +404,10 @@ def trained(
     """Stages 1 to 6, with the calibration; `report` gets the figures on the way."""
     teacher = SmokeTeacher() if args.smoke else make_teacher(args)
     student = Student(args, corpora, teacher)
-    everything = student.everything()
-    student.learn("student", everything, args.epochs, args.learning_rate)
-    judge = student.write(args.out / "round-0")
-    report["round 0"] = measure(judge, {"dev": sets["dev"]})
-    log.info("before the hunt: %s", report["round 0"])
-
-    start = load_start_model(args) if args.hunt_rounds else None
-    lessons = Samples([], np.empty(0, np.float32), np.empty(0, np.float32))
-    for round_ in range(1, args.hunt_rounds + 1):
-        saved = hunted(start, judge, round_, args)
-        report[f"hunt {round_}"] = saved["report"]
-        targets = saved["readable"].numpy()
-        lessons += Samples(saved["texts"], np.full(len(targets), np.nan, np.float32), targets)
-        student.learn(f"round-{round_}", everything + lessons, 1, args.round_learning_rate)
-        judge = student.write(args.out / f"round-{round_}")
-        report[f"round {round_}"] = measure(judge, {"dev": sets["dev"]})
-        log.info("after round %d: %s", round_, report[f"round {round_}"])
-
+    report |= student.learn(load_start_model(args) if args.hunt_rounds else None)
     both = sets["dev"] + [(detokenise(text), label) for text, label in sets["dev"]]
     report["temperature, bias"] = calibrate(student.network, student.tokenizer, both)
-    return student.write(args.out)
+    return student.write(args.out, student.network.state_dict())
 
 
 if __name__ == "__main__":
