@@ -150,10 +150,14 @@ class Args:
 PRESETS = {
     "reviews": Args(
         RunArgs("reviews", updates=75),
-        EnvironmentArgs(num_envs=256, target_length=(10, 20), length_penalty=1.5),
-        ModelArgs(adam_eps=3e-5),
+        EnvironmentArgs(num_envs=256, target_length=(12, 20), length_penalty=1.5),
+        ModelArgs(adam_eps=1e-4),
         reinforce=ReinforceArgs(
-            learning_rate=1e-3, lr_decay="cosine", kl_coef=0.15, kl_estimator="exact"
+            learning_rate=1.4e-3,
+            lr_decay="cosine",
+            warmup_updates=15,
+            kl_coef=0.16,
+            kl_estimator="exact",
         ),
     ),
     "small": Args(

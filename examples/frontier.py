@@ -55,7 +55,7 @@ class Args:
 
     out: str = "runs/frontier"
     """folder to write to"""
-    betas: tuple[float, ...] = (0.03, 0.07, 0.15, 0.3, 0.6)
+    betas: tuple[float, ...] = (0.03, 0.07, 0.16, 0.3, 0.6)
     """KL weights to train with, one run each"""
     updates: int = DEFAULT.run.updates
     """gradient steps of a run"""
