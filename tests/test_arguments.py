@@ -198,8 +198,9 @@ def test_flags_that_would_alter_the_task_are_refused_by_name(name, tmp_path, cap
 
 def test_a_flag_with_its_recorded_value_is_no_change(tmp_path):
     make_run(tmp_path / "run", ["--kl-coef", "0.5"])
-    argv = ["--out", str(tmp_path / "run"), "--resume", "--kl-coef", "0.5", "--target-length"]
-    assert parse_arguments([*argv, "10", "20"]).reinforce.kl_coef == 0.5
+    recorded = [str(n) for n in PRESETS["reviews"].environment.target_length]
+    argv = ["--out", str(tmp_path / "run"), "--resume", "--kl-coef", "0.5"]
+    assert parse_arguments([*argv, "--target-length", *recorded]).reinforce.kl_coef == 0.5
 
 
 def test_a_damaged_record_is_named(tmp_path, capsys):
