@@ -22,7 +22,7 @@ class RewardFunction:
 
     >>> reward = RewardFunction(vocabulary="reviews")
     >>> good, bad = reward(["the movie"] * 2, [" was a great pleasure to watch.", " was bad."])
-    >>> good > 0.8, bad < -0.8
+    >>> good > 0.5, bad < -0.5
     (True, True)
 
     Attributes:
