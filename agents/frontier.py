@@ -103,8 +103,7 @@ class Frontier:
 
     def optimum(self, kl_coef: float) -> Point:
         """The policy π* that maximises E[r] - β·KL for β = `kl_coef`: texts weighted with exp(r/β)."""
-        weights = self._weights(kl_coef)
-        p = weights / weights.sum()
+        p = self._shares(kl_coef)
         written = p[p > 0]
         # KL(π*, π₀) = E*[log(π*/π₀)], and a text's π*/π₀ is N times its share of the weights.
         kl = float(written @ np.log(len(self) * written))
@@ -120,8 +119,7 @@ class Frontier:
         Raises:
             KeyError: without the measure `log_prob`.
         """
-        weights = self._weights(kl_coef)
-        p = weights / weights.sum()
+        p = self._shares(kl_coef)
         p, log_prob = p[p > 0], self.columns["log_prob"][p > 0]
         probability = np.minimum(np.exp(log_prob) * len(self) * p, 1.0)
         with np.errstate(divide="ignore"):  # a probability of 1 is written for certain
@@ -210,6 +208,11 @@ class Frontier:
                 f"kl_coef={kl_coef!r} must be above 0: without KL no optimum is finite"
             )
         return np.exp((self.rewards - self._sorted[-1]) / kl_coef)
+
+    def _shares(self, kl_coef: float) -> Floats:
+        """The texts' shares of the weights, which sum to 1."""
+        weights = self._weights(kl_coef)
+        return weights / weights.sum()
 
     def _point(self, p: Floats, kl: float) -> Point:
         means = {name: float(p @ column) for name, column in self.columns.items()}

@@ -173,8 +173,12 @@ class Evaluator:
         if self.frontier is None or not self.frontier.supports(beta):
             return {}
         point = self.frontier.optimum(beta)
-        own = {"kl": point.kl, "gap": 0.0, "effective_samples": point.effective_samples}
-        own["distinct_texts"] = self.frontier.distinct_texts(beta, self.args.run.eval_episodes)
+        own = {
+            "kl": point.kl,
+            "gap": 0.0,
+            "effective_samples": point.effective_samples,
+            "distinct_texts": self.frontier.distinct_texts(beta, self.args.run.eval_episodes),
+        }
         return {"optimum": point.means | own}
 
     def _whole_policy(self, model: REINFORCE, gpt2: GPT2) -> GPT2Policy:

@@ -129,8 +129,8 @@ class Trainer:
         rows = self.tokenizer(fixed.texts)
         network.train()
         for epoch in range(first, epochs):
-            # A generator of its own for each epoch: a resumed run draws what the whole run drew.
             made = fresh(epoch)
+            # A generator of its own for each epoch: a resumed run draws what the whole run drew.
             rng = np.random.default_rng((args.seed, epoch))
             torch.manual_seed(args.seed * 1000 + epoch)
             samples, all_rows = fixed + made, rows + self.tokenizer(made.texts)

@@ -95,7 +95,7 @@ class Args:
     readable_weight: float = 0.4
     """weight of the loss of telling language from salad, beside 1 for the sentiment's"""
     hunt_rounds: int = 4
-    """hunts to learn from, one before each epoch but the last; one more measures the result"""
+    """hunts to learn from, before as many epochs that precede the last; one more measures the result"""
     hunt_updates: int = 150
     """gradient steps of a hunt"""
     seed: int = 0
@@ -388,8 +388,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.hunt_rounds:
         # The last hunt only measures what the files are worth.
         start = load_start_model(args)
-        last = hunted(start, lambda: judge, args.hunt_rounds + 1, args)
-        report["last hunt"] = last["report"]
+        report["last hunt"] = hunted(start, lambda: judge, args.hunt_rounds + 1, args)["report"]
     with atomic_write(args.out / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1), "utf-8")
     return report
