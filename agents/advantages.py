@@ -53,9 +53,17 @@ def leave_one_out(returns: Tensor, mask: Tensor, group_size: int) -> Tensor:
 
 def normalize(advantages: Tensor, mask: Tensor) -> Tensor:
     """Advantages (B, L) with mean 0 and deviation 1 over the written places; 0 elsewhere."""
-    n = mask.sum()  # sums and a mask, because picking by a mask makes the host wait for a GPU
-    centred = mask * (advantages - (mask * advantages).sum() / n)
-    return centred / (centred.square().sum().div(n).sqrt() + 1e-8)
+    return _centred(advantages, mask) / deviation(advantages, mask)
+
+
+def deviation(advantages: Tensor, mask: Tensor) -> Tensor:
+    """The standard deviation over the written places, and a little, so that it can be divided by."""
+    return _centred(advantages, mask).square().sum().div(mask.sum()).sqrt() + 1e-8
+
+
+def _centred(advantages: Tensor, mask: Tensor) -> Tensor:
+    # Sums and a mask, because picking by a mask makes the host wait for a GPU.
+    return mask * (advantages - (mask * advantages).sum() / mask.sum())
 
 
 class Baseline:

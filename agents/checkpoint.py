@@ -25,9 +25,11 @@ from torch import Tensor
 from agents import distributed
 from agents.atomic import atomic_write
 from agents.gpt2 import GPT2Config
+from agents.rollout import set_row_states
 from agents.sampling import NonFiniteError
 
 FORMAT = "text-sentiment-env/1"
+NEWEST, INCOMING = "checkpoint.zip", "checkpoint-new.zip"  # of a run; INCOMING while others move
 COUNTERS = (  # of a run
     *("num_timesteps", "_n_updates", "_first_update", "_episode_num"),
     "_current_progress_remaining",
@@ -54,7 +56,8 @@ def write_archive(
 def _write_zip(
     file: io.BufferedIOBase, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
-    members = {"checkpoint.json": json.dumps({"format": FORMAT, **data}).encode()}
+    contents = json.dumps({"format": FORMAT, **data}, default=_as_python)
+    members = {"checkpoint.json": contents.encode()}
     for name, group in tensors.items():
         check_finite(name, group)
         stored = {key: t.detach().cpu().contiguous() for key, t in group.items()}
@@ -64,6 +67,12 @@ def _write_zip(
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+
+
+def _as_python(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a checkpoint cannot hold {value!r}")
 
 
 def check_finite(name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -88,7 +97,7 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
     """
     if not isinstance(source, io.BufferedIOBase):
         if Path(source).is_dir():  # of a run
-            source = Path(source) / "checkpoint.zip"
+            source = next(iter(checkpoints_in(Path(source))), Path(source) / NEWEST)
         source = source if Path(source).is_file() else _with_suffix(source)
         if not Path(source).is_file():
             raise FileNotFoundError(f"there is no checkpoint {os.fspath(source)!r}")
@@ -111,6 +120,13 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
         found = data.get("format") if isinstance(data, dict) else data
         raise ValueError(f"{source} has the format {found!r}, this version reads {FORMAT!r}")
     return data, groups
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """A run's checkpoints there are, the newest first."""
+    numbered = (p for p in folder.glob("checkpoint-*.zip") if p.stem[11:].isdigit())
+    older = sorted(numbered, key=lambda path: int(path.stem[11:]))
+    return [path for path in (folder / INCOMING, folder / NEWEST, *older) if path.is_file()]
 
 
 class _OthersFile(ValueError):
@@ -268,6 +284,31 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[st
         )
 
 
+def optimizer_class(name: str | None, given: type | None) -> dict[str, type]:
+    """The policy's keyword for the optimiser that a checkpoint names.
+
+    Args:
+        name: of its class; None: the policy's own choice, of checkpoints that name none.
+        given: the class that the caller passes, for one that is not in torch.optim.
+
+    Raises:
+        ValueError: if it is another than the named one, or has to be given.
+    """
+    if name is None and given is None:
+        return {}
+    found = given or getattr(torch.optim, str(name), None)
+    if not isinstance(found, type) or not issubclass(found, torch.optim.Optimizer):
+        raise ValueError(
+            f"the checkpoint's optimizer_class is {name!r}, which is not in torch.optim: pass the class,"
+            " load(..., optimizer_class=...)"
+        )
+    if name is not None and found.__name__ != name:
+        raise ValueError(
+            f"optimizer_class={found.__name__} is not the checkpoint's {name!r}: pass that one"
+        )
+    return {"optimizer_class": found}
+
+
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[str, Tensor]]:
     """An optimiser's parameter groups, JSON-able, and its tensors by `index.name`."""
     state = optimizer.state_dict()
@@ -389,12 +430,7 @@ def restore_random_states(
             stacklevel=3,
         )
         return
-    own = saved[distributed.shard(len(saved))]
-    for row, (generator, state) in enumerate(zip(env.get_attr("np_random"), own, strict=True)):
-        generator.bit_generator.state = state
-        # Rows in other processes answer with copies.
-        if env.get_attr("np_random", [row])[0].bit_generator.state != state:
-            env.set_attr("np_random", generator, [row])
+    set_row_states(env, saved[distributed.shard(len(saved))])
 
 
 def _check_random_state(state: dict[str, Any]) -> None:

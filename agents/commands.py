@@ -78,7 +78,10 @@ def load_models(run: str, trust: bool = False) -> Loaded:
         file = folder.checkpoints()[0] if path.is_dir() else path
         if _is_of_sb3(file):
             return _load_sb3(file, trust)
-        model = REINFORCE.load(file)
+        try:
+            model = REINFORCE.load(run)
+        except FileNotFoundError:  # a run that goes on has just moved it
+            model = REINFORCE.load(run)
         models = model.policy.gpt2, model.reference
         if (file.parent / ARGUMENTS).is_file():
             recorded = _recorded(file.parent)
@@ -111,7 +114,7 @@ def _is_of_sb3(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return "_stable_baselines3_version" in archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, FileNotFoundError):
         return False  # `REINFORCE.load` says what is wrong with it
 
 

@@ -19,7 +19,7 @@ from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.metrics import standard_error
 from agents.policy import GPT2Policy, masked_places
-from agents.rollout import collect_episodes, numbers
+from agents.rollout import collect_episodes, numbers, seeded
 from agents.sampling import at_least_float32
 from text_sentiment_env import SentimentModel, Vocabulary
 
@@ -71,19 +71,16 @@ def evaluate(
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
     policy.set_training_mode(False)
-    devices = [policy.device] if policy.device.type == "cuda" else []
     with (
         distributed.summon_full_params(policy),
         distributed.summon_full_params(reference),
-        torch.random.fork_rng(devices),
         torch.no_grad(),
     ):
         result: dict[str, Any] = {}
         try:
             if distributed.rank() == 0:
-                torch.manual_seed(seed)
-                env.seed(seed)
-                result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
+                with seeded(env, seed, policy.device):
+                    result = _evaluate(policy, reference, env, n_episodes, judges or {}, progress)
         finally:  # also if it fails: the others wait
             distributed.wait()
     if frontier is not None and result:

@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.atomic import atomic_write
 from agents.metrics import standard_error
 from agents.policy import GPT2Policy
-from agents.rollout import Episodes, collect_episodes, numbers, prompts_of
+from agents.rollout import Episodes, collect_episodes, numbers, prompts_of, seeded
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
@@ -265,10 +265,7 @@ def start_frontier(
         )
     path = None if cache is None else Path(cache)
     policy.set_training_mode(False)
-    devices = [policy.device] if policy.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
-        env.seed(seed)
+    with seeded(env, seed, policy.device), torch.no_grad():
         batches = [_measure(policy, _collect(policy, env), judges or {})]
         key = _fingerprint(policy, batches[0], n_episodes, seed)
         columns = None if path is None else _read(path, key)
@@ -331,8 +328,9 @@ def _read(path: Path, key: str | None = None) -> dict[str, Floats] | None:
         with np.load(path, allow_pickle=False) as file:
             if key not in (None, str(file["key"])):
                 return None
-            return {name: file[name] for name in file.files if name != "key"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            columns = {name: file[name] for name in file.files if name != "key"}
+            return columns if "reward" in columns else None
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
 
 

@@ -31,6 +31,9 @@ HYPERPARAMETERS = (
     "micro_batch_size",
     "seed",
 )
+LOAD_ARGUMENTS = (  # which `load` takes beside them; a checkpoint keeps none of them
+    *("parallel", "stats_window_size", "tensorboard_log", "verbose", "optimizer_class"),
+)
 
 
 def check_number(

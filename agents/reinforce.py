@@ -20,12 +20,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import Tensor
 
 from agents import checkpoint, distributed
-from agents.advantages import Baseline, monte_carlo_returns, normalize
+from agents.advantages import Baseline, deviation, monte_carlo_returns, normalize
 from agents.callbacks import add_progress_bar
 from agents.checkpoint import Target
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
     HYPERPARAMETERS,
+    LOAD_ARGUMENTS,
     check_hyperparameters,
     check_integer,
     check_number,
@@ -34,6 +35,7 @@ from agents.hyperparameters import (
 from agents.metrics import finite_measures, rollout_metrics, update_metrics
 from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
 from agents.rollout import Episodes, collect_episodes, prompts_of
+from agents.sampling import NonFiniteError
 from agents.sb3_vec_env import wrap_token_env
 
 
@@ -52,7 +54,7 @@ class REINFORCE(BaseAlgorithm):
     |---|---|---|
     | `"k1"` | lowers the reward of each token by β·ρ | unbiased for β·KL(π, π_start) |
     | `"exact"` | adds β·D_t to the loss and lowers the returns before it by β·D_t | the same, less noise |
-    | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of KL(π_start, π) in the limit |
+    | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of the next-token KL(π_start, π) |
 
     In every outward way an algorithm of stable-baselines3: callbacks, logger, `predict`, `save`, `load`.
     Checkpoints are JSON and safetensors, and hold everything that shapes the rest of the run.
@@ -63,6 +65,9 @@ class REINFORCE(BaseAlgorithm):
     policy: GPT2Policy
     reference: GPT2
     _baseline: Baseline
+    _prompt_generator: np.random.Generator
+    # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
+    _random_states: list[dict[str, Any]] | None
 
     def __init__(
         self,
@@ -109,7 +114,9 @@ class REINFORCE(BaseAlgorithm):
                 `"auto"`: `"rloo"`, or `"ema"` for a single row.
             group_size: for `"rloo"`, how many rows get the same prompt; None: 4, or all rows when the
                 environment has one prompt or none.
-            normalize_advantage: gives the batch's advantages mean 0 and standard deviation 1.
+            normalize_advantage: gives the batch's advantages mean 0 and standard deviation 1. The exact
+                KL is divided by the same deviation, and k3 is not: it weighs the more, the less the
+                rewards differ.
             ent_coef: weight of the entropy bonus.
             vf_coef: weight of the value head's squared error, with `baseline="value"`.
             kl_coef: weight β of the KL divergence to the start model.
@@ -133,7 +140,7 @@ class REINFORCE(BaseAlgorithm):
         check_hyperparameters(locals())
         if distributed.rank() > 0:  # the first speaks for all
             verbose, tensorboard_log = 0, None
-        seed = distributed.agree_on_seed(seed)
+        seed = distributed.agree_on_seed(None if seed is None else int(seed))
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]
@@ -155,9 +162,6 @@ class REINFORCE(BaseAlgorithm):
         self.micro_batch_size = micro_batch_size
         self.parallel = parallel
         self._first_update = 0  # of this run's learning-rate schedule
-        # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
-        self._random_states: list[dict[str, Any]] | None = None
-        self._prompt_generator = np.random.default_rng(seed)
         self._stop_requested = False
         if _init_setup_model:
             self._begin(pretrained)
@@ -183,10 +187,9 @@ class REINFORCE(BaseAlgorithm):
                 raise ValueError("initial_length is for fresh weights: leave it or pretrained out")
             gpt2 = gpt2.restrict(token_ids)
             config = gpt2.config
-        if config is not None:
-            width = self.observation_space.shape[0]  # type: ignore[index]
-            config = complete_config(config, len(token_ids), width)
-            self.policy_kwargs["config"] = with_vocabulary(config, token_ids).to_dict()
+        width = self.observation_space.shape[0]  # type: ignore[index]
+        config = complete_config(config or {}, len(token_ids), width)
+        self.policy_kwargs["config"] = with_vocabulary(config, token_ids).to_dict()
         self._setup_model()
         if gpt2 is not None:
             self.policy.gpt2.load_state_dict(gpt2.state_dict())
@@ -201,6 +204,12 @@ class REINFORCE(BaseAlgorithm):
         )
         self.policy = self.policy.to(self.device)
         with_vocabulary(self.policy.config, self._token_ids())
+        if dropout := self.policy.config.dropout:
+            raise ValueError(
+                f"the config has dropout={dropout}: texts are written without dropout, and the policy"
+                " that is trained must be the one that wrote them; set it to 0, such as by"
+                " pretrained=GPT2.from_pretrained(..., dropout=0)"
+            )
         self._resolve_baseline()
 
     def _freeze_reference(self) -> None:
@@ -234,14 +243,26 @@ class REINFORCE(BaseAlgorithm):
         return result
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seeds all generators; row i of the whole batch is seeded with seed + i."""
+        """Seeds all generators, a loaded checkpoint's too; row i of the whole batch with seed + i."""
         super().set_random_seed(seed)
+        self._random_states = None
+        self._prompt_generator = np.random.default_rng(seed)
         if seed is not None and self.env is not None and distributed.rank() > 0:
             self.env.seed(seed + distributed.rank() * self.env.num_envs)
 
     def set_env(self, env: GymEnv | VectorEnv, force_reset: bool = True) -> None:
-        """Goes on with another environment of as many rows and the same spaces."""
+        """Goes on with another environment of as many rows and the same vocabulary and spaces.
+
+        Raises:
+            ValueError: for an environment with others.
+        """
+        previous = self.env
         super().set_env(env, force_reset)  # type: ignore[arg-type]
+        try:
+            with_vocabulary(self.policy.config, self._token_ids())
+        except ValueError:
+            self.env = previous
+            raise
         self._resolve_baseline()
 
     def _resolve_baseline(self) -> None:
@@ -282,9 +303,14 @@ class REINFORCE(BaseAlgorithm):
                 learning-rate schedule.
 
         Raises:
-            NonFiniteError: when a term of the loss, or the gradient, is not finite. The weights
-                are still those of before the update.
+            NonFiniteError: when a term of the loss, or the gradient, is not finite. Weights and
+                baseline are still those of before the update.
+            ValueError: for a model that was loaded without an environment.
         """
+        if self.env is None:
+            raise ValueError(
+                "env=None: texts are written in one; pass load(..., env=...) or set_env"
+            )
         check_integer("total_timesteps", total_timesteps, 0)
         check_integer("total_updates", total_updates, 0, none=True)
         if progress_bar and distributed.rank() == 0:
@@ -369,7 +395,7 @@ class REINFORCE(BaseAlgorithm):
         policy.set_training_mode(True)
         policy.optimizer.zero_grad(set_to_none=True)  # first, because old gradients take memory
         learning_rate = self._set_learning_rate()
-        parts = episodes.parts(self.micro_batch_size)
+        parts, average = episodes.parts(self.micro_batch_size), self._baseline.moving_average
         mask = episodes.mask.cpu()  # once: each value read makes the host wait for a GPU
         inputs = [(episodes.texts[part], mask[part]) for part in parts]
         # A single part keeps its graph for the gradient. Several are evaluated again, one by one.
@@ -385,7 +411,10 @@ class REINFORCE(BaseAlgorithm):
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
             returns, advantages = self.advantages(episodes, log_ratio, values, kl)
             baseline = returns - advantages
+            kl_coef: float | Tensor = self.kl_coef
             if self.normalize_advantage:
+                if self.kl_estimator == "exact":  # half of its gradient is in the advantages
+                    kl_coef = kl_coef / deviation(advantages, episodes.mask)
                 advantages = normalize(advantages, episodes.mask)
 
         totals: dict[str, Tensor] = {}
@@ -393,7 +422,7 @@ class REINFORCE(BaseAlgorithm):
             with distributed.no_sync(self._evaluate_texts, more=i + 1 < len(parts)):
                 now = current[i] if len(parts) == 1 else self._evaluate_texts(*inputs[i])
                 rows = returns[part], advantages[part], episodes.mask[part]
-                terms = self.loss_terms(now, start[i], *rows, B)
+                terms = self.loss_terms(now, start[i], *rows, B, kl_coef)
                 # Ranks' gradients are averaged: multiplied by their number, they are summed.
                 loss = torch.stack([*terms.values()]).sum()
                 (loss * distributed.world_size()).backward()
@@ -402,7 +431,11 @@ class REINFORCE(BaseAlgorithm):
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
         losses = distributed.all_reduce_sum(torch.stack([*totals.values()]))
         norm = distributed.full_tensor(norm)
-        measures = finite_measures(totals, losses, norm, self._n_updates + 1)
+        try:
+            measures = finite_measures(totals, losses, norm, self._n_updates + 1)
+        except NonFiniteError:
+            self._baseline.moving_average = average
+            raise
         policy.optimizer.step()
         self._n_updates += 1
         self._record("train", measures | {"learning_rate": learning_rate})
@@ -439,6 +472,7 @@ class REINFORCE(BaseAlgorithm):
         advantages: Tensor,
         mask: Tensor,
         batch_size: int,
+        kl_coef: float | Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss of some rows, weighted; their sum is minimised.
 
@@ -450,21 +484,24 @@ class REINFORCE(BaseAlgorithm):
             start: the start model's.
             returns, advantages, mask: of the rows, (b, L).
             batch_size: rows of the whole batch.
+            kl_coef: weight of the KL that is in the loss; None: the agent's.
         """
+        kl_coef = self.kl_coef if kl_coef is None else kl_coef
         terms = {"policy_gradient_loss": -(advantages * current.log_prob)}
         if self.ent_coef:
             terms["entropy_loss"] = -self.ent_coef * current.entropy
         if self.kl_coef and self.kl_estimator != "k1":
             log_ratio = current.log_prob - start.log_prob
             k3 = torch.expm1(-log_ratio) + log_ratio
-            terms["kl_loss"] = self.kl_coef * (current.kl if self.kl_estimator == "exact" else k3)
+            terms["kl_loss"] = kl_coef * (current.kl if self.kl_estimator == "exact" else k3)
         if self._baseline.kind == "value":
             terms["value_loss"] = self.vf_coef * 0.5 * ((current.values - returns) * mask) ** 2
         return {name: term.sum() / batch_size for name, term in terms.items()}
 
     def _set_learning_rate(self) -> float:
         left = self._current_progress_remaining
-        warm = min(1.0, (self._n_updates + 1) / (self.warmup_updates + 1))
+        done = self._n_updates - self._first_update
+        warm = min(1.0, (done + 1) / (self.warmup_updates + 1))
         rate = self.lr_schedule(left) * warm * learning_rate_factor(self.lr_decay, left)
         check_number("learning_rate (of the schedule)", rate, 0)
         for group in self.policy.optimizer.param_groups:
@@ -521,7 +558,7 @@ class REINFORCE(BaseAlgorithm):
         arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
         if callable(arguments["learning_rate"]):
             arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
-        kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "optimizer_class"}
+        kwargs = {**self.policy_kwargs, "optimizer_class": type(self.policy.optimizer).__name__}
         groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
         states = self._random_states
         if states is None:
@@ -571,7 +608,8 @@ class REINFORCE(BaseAlgorithm):
             custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others
                 change nothing.
             policy_class: the class of the policy.
-            **arguments: replace the constructor's arguments that the checkpoint holds.
+            **arguments: replace the constructor's arguments that the checkpoint holds. With a `seed`
+                the random numbers begin anew. `optimizer_class` is needed for one that is not torch's.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -581,9 +619,10 @@ class REINFORCE(BaseAlgorithm):
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = checkpoint.read_archive(path)
         checkpoint.check_contents(data, tensors, cls.ARGUMENTS)
-        replaceable = {*cls.ARGUMENTS, "parallel", "tensorboard_log", "verbose"}
-        if unknown := sorted(arguments.keys() - replaceable):
-            raise ValueError(f"load got {unknown}: it can replace {', '.join(cls.ARGUMENTS)}")
+        replaceable = (*cls.ARGUMENTS, *LOAD_ARGUMENTS)
+        if unknown := sorted(arguments.keys() - set(replaceable)):
+            raise ValueError(f"load got {unknown}: it can replace {', '.join(replaceable)}")
+        optimizer_class = arguments.pop("optimizer_class", None)
         merged = {**data["arguments"], **arguments}
         if merged["learning_rate"] is None:
             raise ValueError(
@@ -591,6 +630,7 @@ class REINFORCE(BaseAlgorithm):
                 " REINFORCE.load(..., learning_rate=...)"
             )
         kwargs, length = data["policy_kwargs"], data["observation_length"]
+        kwargs = kwargs | checkpoint.optimizer_class(kwargs.get("optimizer_class"), optimizer_class)
         merged |= {"device": device, "policy_kwargs": kwargs}
         model: Any = cls(policy_class, env, _init_setup_model=False, **merged)
         size = kwargs["config"]["vocab_size"]
@@ -616,8 +656,9 @@ class REINFORCE(BaseAlgorithm):
         for name, value in data["counters"].items():
             setattr(model, name, value)
         model._baseline.moving_average = tensors["baseline"].get("ema")
-        model._prompt_generator.bit_generator.state = data["prompt_generator"]
-        model._random_states = [data["random_state"], *data.get("other_ranks", [])]
+        if "seed" not in arguments:
+            model._prompt_generator.bit_generator.state = data["prompt_generator"]
+            model._random_states = [data["random_state"], *data.get("other_ranks", [])]
         model._parallelize()
         model._load_weights(data, tensors)
         checkpoint.check_tensors("reference", tensors["reference"], model.reference.state_dict())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,33 @@ class Episodes:
 def prompts_of(env: VecEnv) -> list[str]:
     """The prompts that the rows draw from; one, the empty text, where there are none."""
     return list(env.get_attr("prompts")[0]) if env.has_attr("prompts") else [""]
+
+
+@contextmanager
+def seeded(env: VecEnv, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, torch and the rows draw from a seed; then all go on as if nothing had been drawn."""
+    inner: Any = env.unwrapped  # keeps the seeds that its next reset will use
+    seeds, drawn = list(inner._seeds), None
+    if env.has_attr("np_random"):
+        drawn = [generator.bit_generator.state for generator in env.get_attr("np_random")]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        env.seed(seed)
+        try:
+            yield
+        finally:
+            if drawn is not None:
+                set_row_states(env, drawn)
+            inner._seeds = seeds
+
+
+def set_row_states(env: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
+    """Sets the rows' generators, of NumPy's `bit_generator.state` each."""
+    for row, (generator, state) in enumerate(zip(env.get_attr("np_random"), states, strict=True)):
+        generator.bit_generator.state = state
+        # Rows in other processes answer with copies.
+        if env.get_attr("np_random", [row])[0].bit_generator.state != state:
+            env.set_attr("np_random", generator, [row])
 
 
 def collect_episodes(

@@ -16,9 +16,9 @@ import filelock
 
 from agents import distributed
 from agents.atomic import atomic_write, remove_leftovers, sync_file, sync_folder
+from agents.checkpoint import INCOMING, NEWEST, checkpoints_in
 from agents.reinforce import REINFORCE
 
-NEWEST = "checkpoint.zip"
 ARGUMENTS = "arguments.json"
 
 
@@ -72,13 +72,11 @@ class RunFolder:
 
     @property
     def _incoming(self) -> Path:
-        return self.path / "checkpoint-new.zip"
+        return self.path / INCOMING
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints there are, the newest first."""
-        numbered = (p for p in self.path.glob("checkpoint-*.zip") if p.stem[11:].isdigit())
-        older = sorted(numbered, key=lambda path: int(path.stem[11:]))
-        return [p for p in (self._incoming, self._checkpoint(0), *older) if p.is_file()]
+        return checkpoints_in(self.path)
 
     def save(self, model: REINFORCE, keep: int) -> None:
         """Writes a checkpoint and keeps the last `keep`; all ranks must call this.

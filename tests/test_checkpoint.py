@@ -162,6 +162,71 @@ def test_arguments_can_be_replaced(tmp_path):
         REINFORCE.load(tmp_path / "run", kl=0.7)
 
 
+@pytest.mark.parametrize("how", ["load", "set_random_seed"])
+def test_another_seed_begins_the_random_numbers_anew(tmp_path, how):
+    learn(make(baseline="rloo", group_size=2), 2).save(tmp_path / "run")
+
+    def texts(seed):
+        arguments = {} if seed is None or how == "set_random_seed" else {"seed": seed}
+        model = REINFORCE.load(tmp_path / "run", env=make_envs(4, prompts=PROMPTS), **arguments)
+        if seed is not None and how == "set_random_seed":
+            model.set_random_seed(seed)
+        return [learn(model, 1)._last_obs.tolist() for _ in range(5)]
+
+    goes_on, one, other = texts(None), texts(1), texts(2)
+    assert texts(None) == goes_on
+    assert texts(1) == one
+    assert goes_on != one != other != goes_on
+
+
+def test_numbers_of_numpy_are_saved(tmp_path):
+    config = GPT2Config(vocab_size=3, **{**TINY, "n_embd": np.int64(16)})
+    arguments = {"gamma": np.float32(0.5), "group_size": np.int64(2), "seed": np.int64(3)}
+    model = make(baseline="rloo", policy_kwargs={"config": config}, **arguments)
+    learn(model, 1).save(tmp_path / "run")
+    again = REINFORCE.load(tmp_path / "run")
+    assert (again.gamma, again.group_size, again.seed) == (0.5, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+def test_other_optimisers_of_torch(tmp_path, name):
+    kind = getattr(torch.optim, name)
+    kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "optimizer_class": kind}
+    learn(make(policy_kwargs=kwargs), 2).save(tmp_path / "run")
+    again = REINFORCE.load(tmp_path / "run", env=make_envs(4, prompts=PROMPTS))
+    assert type(again.policy.optimizer) is kind
+    learn(again, 1, reset_num_timesteps=False)
+
+
+class Own(torch.optim.SGD):
+    """An optimiser of the user's."""
+
+
+def test_an_optimiser_that_is_not_torchs_is_asked_for(tmp_path):
+    kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "optimizer_class": Own}
+    make(policy_kwargs=kwargs).save(tmp_path / "run")
+    with pytest.raises(ValueError, match="optimizer_class is 'Own'.*pass the class"):
+        REINFORCE.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="optimizer_class=SGD is not the checkpoint's 'Own'"):
+        REINFORCE.load(tmp_path / "run", optimizer_class=torch.optim.SGD)
+    model = REINFORCE.load(tmp_path / "run", optimizer_class=Own)
+    assert type(model.policy.optimizer) is Own
+
+
+def test_the_folder_of_a_run_whose_rotation_was_killed(tmp_path):
+    make().save(tmp_path / "checkpoint-1")
+    learn(make(), 1).save(tmp_path / "checkpoint-new")
+    assert REINFORCE.load(tmp_path)._n_updates == 1
+    (tmp_path / "checkpoint-new.zip").unlink()
+    assert REINFORCE.load(tmp_path)._n_updates == 0
+
+
+def test_learning_without_an_environment_is_refused(tmp_path):
+    make().save(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"env=None.*load\(\.\.\., env="):
+        REINFORCE.load(tmp_path / "run").learn(10)
+
+
 def test_a_learning_rate_function_is_asked_for_again(tmp_path):
     make(learning_rate=lambda left: 1e-3 * left).save(tmp_path / "run")
     with pytest.raises(ValueError, match="learning_rate was a function"):

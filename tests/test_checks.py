@@ -138,6 +138,8 @@ def test_fuzzed_arguments(data):
         ({"target_length": 5}, "target_length=5"),
         ({"extra_terms": {"text": letters}}, "extra_terms holds the name 'text'"),
         ({"extra_terms": {"episode": letters}}, "extra_terms holds the name 'episode'"),
+        ({"extra_terms": {"update": letters}}, "extra_terms holds the name 'update'"),
+        ({"extra_terms": {"v1.5": letters}}, "extra_terms holds the name 'v1.5'"),
         ({"extra_terms": {"fluency": 3}}, "fluency.*callable"),
         ({"extra_terms": 0}, "extra_terms=0 must be"),
         ({"extra_terms": [("a", letters)]}, "extra_terms=.*must be"),

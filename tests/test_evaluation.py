@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import letters
-from reinforce_helpers import END, PAD, PROMPTS, make_envs, make_model
+from reinforce_helpers import END, PAD, PROMPTS, learn, make_envs, make_model
 
 from agents import SB3VecEnv, evaluation
 from agents.evaluation import evaluate
@@ -138,6 +138,21 @@ def test_the_callers_random_numbers_are_left_as_they_were(model, env):
     torch.rand(5)
     assert run(model, env) == first
     assert run(model, env, seed=SEED + 1)["samples"] != first["samples"]
+
+
+def test_the_rows_random_numbers_are_left_as_they_were():
+    """Prompts that the rows draw are those of a run without evaluations, from the first one on."""
+
+    def prompts(evaluations):
+        model = make_model(make_envs(ROWS, prompts=PROMPTS), baseline="none")
+        drawn = []
+        for _ in range(4):
+            if evaluations:
+                run(model, model.env)
+            drawn.append(learn(model, 1, reset_num_timesteps=False)._last_obs[:, 0].tolist())
+        return drawn
+
+    assert prompts(True) == prompts(False)
 
 
 def test_texts_are_cut_to_their_number(model, env):

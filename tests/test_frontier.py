@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agents import GPT2Config, GPT2Policy, SB3VecEnv
 from agents.evaluation import evaluate
-from agents.frontier import Frontier, start_frontier
+from agents.frontier import Frontier, read_frontier, start_frontier
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = [" good", " bad"]  # with <|endoftext|>: a toy of three tokens
@@ -241,6 +241,20 @@ def test_start_texts_are_written_once(tmp_path):
     for name, column in frontier.columns.items():
         np.testing.assert_array_equal(column, again.columns[name])
     assert [path.name for path in file.parent.iterdir()] == ["start.npz"]
+
+
+def test_a_cache_with_any_bit_damaged_is_read_or_is_none(tmp_path):
+    file = tmp_path / "start.npz"
+    env = make_env(rows=16)
+    start_frontier(make_policy(env), env, 16, cache=file)
+    content = file.read_bytes()
+    start = content.find(b"PK\x01\x02")  # of the first entry in the zip's directory
+    for place in range(start, start + 46):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            read_frontier(file)
 
 
 @pytest.mark.parametrize("change", ["weights", "reward", "size", "damage"])

@@ -225,6 +225,25 @@ def test_micro_batches_give_the_same_gradient(baseline, kl_estimator):
     torch.testing.assert_close(results[2], results[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kl_estimator", ["k1", "exact"])
+def test_normalized_advantages_keep_the_weight_of_the_kl(kl_estimator):
+    """A reward and a β of a tenth are the same task, and normalised they have the same gradient."""
+    results = []
+    for scale in (1.0, 0.1):
+        model = make_model(
+            make_envs(8),
+            baseline="mean",
+            kl_coef=0.5 * scale,
+            kl_estimator=kl_estimator,
+            normalize_advantage=True,
+            max_grad_norm=1e9,
+        )
+        episodes = collected(model)
+        episodes.rewards *= scale
+        results.append(gradients(model, episodes))
+    torch.testing.assert_close(results[1], results[0], atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("baseline", ["none", "mean", "ema", "value"])
 def test_row_order_changes_nothing(baseline):
     model = make_model(make_envs(8), baseline=baseline, max_grad_norm=1e9)
@@ -420,6 +439,15 @@ def test_learning_rate_schedules():
     assert rates(warmup_updates=3) == pytest.approx([0.25, 0.5, 0.75, 1])
 
 
+def test_every_run_of_a_model_warms_up():
+    model = make_model(learning_rate=1.0, warmup_updates=3)
+    for _ in range(2):
+        records = []
+        model.learn(10**9, Records(records), total_updates=4)
+        rates = [r["train/learning_rate"] for r in records]
+        assert rates == pytest.approx([0.25, 0.5, 0.75, 1])
+
+
 def test_a_decaying_rate_by_tokens_begins_whole_and_ends_above_zero():
     """A single update would otherwise have a rate of 0, and learn nothing."""
     records = []
@@ -525,15 +553,41 @@ def test_vocabulary_of_another_env_is_refused():
         REINFORCE(GPT2Policy, make_envs(), policy_kwargs={"config": config})
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_loss_that_is_not_finite_changes_no_weight(bad):
+def test_fresh_weights_know_their_vocabulary():
+    model = REINFORCE(GPT2Policy, make_envs(), seed=0)
+    assert list(model.policy.config.token_ids) == model._token_ids()
+    assert {text.strip() for text in model.generate_text(n=20)} & {"", "good", "bad", "good bad"}
+
+
+def test_set_env_refuses_another_vocabulary_and_keeps_the_env():
     model = make_model()
+    env = model.env
+    with pytest.raises(ValueError, match="vocabulary of 3 tokens is not the environment's"):
+        model.set_env(make_envs(vocabulary=[" film", " plot"]))
+    assert model.env is env
+    model.set_env(make_envs())
+    assert model.env is not env
+
+
+def test_dropout_is_refused():
+    config = GPT2Config(vocab_size=3, dropout=0.1, **TINY)
+    with pytest.raises(ValueError, match=r"dropout=0\.1.*set it to 0"):
+        REINFORCE(GPT2Policy, make_envs(), policy_kwargs={"config": config})
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("baseline", ["rloo", "ema"])
+def test_a_loss_that_is_not_finite_changes_nothing(bad, baseline):
+    model = make_model(baseline=baseline)
+    model.train(collected(model))
     batch = collected(model)
     batch.rewards[0, 0] = bad
-    before = flat(model.policy.parameters()).clone()
-    with pytest.raises(FloatingPointError, match="update 1: the policy_gradient_loss is nan"):
+    before, average = flat(model.policy.parameters()).clone(), model._baseline.moving_average
+    with pytest.raises(FloatingPointError, match="update 2: the policy_gradient_loss is "):
         model.train(batch)
     assert torch.equal(flat(model.policy.parameters()), before)
+    assert model._baseline.moving_average is average
+    model.train(collected(model))
 
 
 # --------------------------------------------------------------------------------------------- GPU

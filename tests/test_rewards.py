@@ -84,7 +84,9 @@ def test_the_bundled_judge_and_model_vocabulary():
         ([[{"role": "user", "content": "good"}]], [" film"], [[2]], "chats are not supported"),
         (["good"], [" movie"], None, "outside this vocabulary"),
         (["tea"], [" film"], [[2]], "outside this vocabulary"),
-        (["good"], [" film"], [[5]], "hold 5, but the vocabulary's ids end at 4"),
+        (["good"], [" film"], [[5]], "hold 5, but the vocabulary's ids are 0 to 4"),
+        (["good"], [" film"], [[-1]], "hold -1, but the vocabulary's ids are 0 to 4"),
+        (["good"], [" film"], [[2], [2]], "1 prompts and 2 completions"),
         (["good"], [" film"], [[2] * 21], "has 21 tokens, but max_tokens=20"),
     ],
 )
@@ -92,6 +94,12 @@ def test_errors_say_the_fix(prompts, completions, ids, message):
     reward = RewardFunction(vocabulary=WORDS, sentiment_model=letters)
     with pytest.raises(ValueError, match=message):
         reward(prompts, completions, ids)
+
+
+def test_what_follows_the_end_is_ignored():
+    reward = RewardFunction(vocabulary=WORDS, sentiment_model=letters)
+    end = reward.task.vocabulary.end_index
+    assert reward(["good"], [""], [[2, end, -100, 99]]) == reward(["good"], [""], [[2]])
 
 
 def test_unknown_arguments_are_refused():

@@ -133,6 +133,56 @@ def test_long_texts_are_cut_with_a_warning(classifier, caplog):
     assert "reads only 16 tokens" in caplog.text
 
 
+def save_classifier(folder, config, **tokenizer):
+    """A tiny classifier of this config with random weights, whose tokenizer names no longest text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", **tokenizer).save_pretrained(
+        folder
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_robertas_positions_begin_behind_the_paddings_index(tmp_path, caplog):
+    from transformers import RobertaConfig
+
+    config = RobertaConfig(
+        **{"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 18},
+        **{"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )
+    judge = load_sentiment_model(save_classifier(tmp_path, config, pad_token="[UNK]"))
+    for n in (15, 16, 17, 40):
+        assert np.isfinite(judge(["good " * n])).all()
+    assert judge(["good " * 16 + "bad"]) == judge(["good " * 16])
+    assert "reads only 16 tokens" in caplog.text
+
+
+@pytest.mark.parametrize("pad", [None, "[PAD]"])
+def test_a_decoder_as_classifier_wants_a_pad_token(tmp_path, pad):
+    from transformers import GPT2Config
+
+    config = GPT2Config(
+        **{"vocab_size": len(WORDS), "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2},
+        **{"bos_token_id": 2, "eos_token_id": 3},
+        id2label={0: "negative", 1: "positive"},
+        label2id={"negative": 0, "positive": 1},
+    )
+    folder = save_classifier(tmp_path, config, **({} if pad is None else {"pad_token": pad}))
+    if pad is None:
+        with pytest.raises(ValueError, match="no pad token.*set tokenizer.pad_token"):
+            load_sentiment_model(folder)
+    else:
+        judge = load_sentiment_model(folder)
+        assert judge(["good", "bad good"])[0] == pytest.approx(judge(["good"])[0], abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "some/where/else", "/nowhere", "~nobody/model"])
 def test_missing_directory(name):
     with pytest.raises(FileNotFoundError, match="is not a directory.*save_pretrained"):

@@ -234,6 +234,27 @@ def test_bad_resets(reset, message):
         envs.reset(**reset)
 
 
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_a_step_that_failed_in_the_judge_ends_all_texts(mode):
+    fails = [False]
+
+    def judge(texts):
+        if fails[0]:
+            raise ConnectionError("the judge is down")
+        return letters(texts)
+
+    envs = TextSentimentVectorEnv(2, autoreset_mode=mode, **arguments(sentiment_model=judge))
+    envs.reset(seed=0)
+    end, fails[0] = envs.vocabulary.end_index, True
+    with pytest.raises(ConnectionError):
+        envs.step([end, 0])
+    fails[0] = False
+    with pytest.raises(ResetNeeded, match=r"call reset\(\) for all rows"):
+        envs.step([0, 0])
+    envs.reset()
+    assert envs.step([end, 0])[2].tolist() == [True, False]
+
+
 def test_other_bad_input():
     with pytest.raises(ValueError, match="num_envs=0"):
         TextSentimentVectorEnv(0)

@@ -207,10 +207,10 @@ def named_functions(name: str, value: Any, reserved: Sequence[str]) -> dict[str,
             f"{name}={value!r} must be None or a mapping of name to a callable list[str] -> floats"
         )
     for key, function in value.items():
-        if not isinstance(key, str) or key in reserved or key.startswith("_"):
+        if not isinstance(key, str) or key in reserved or key.startswith("_") or "." in key:
             raise ValueError(
-                f"{name} holds the name {key!r}: use a string that doesn't begin with '_' and is"
-                f" none of {', '.join(reserved)}"
+                f"{name} holds the name {key!r}: use a string without '.' that doesn't begin with '_'"
+                f" and is none of {', '.join(reserved)}"
             )
         if not callable(function):
             raise ValueError(f"{name}[{key!r}]={function!r} must be a callable list[str] -> floats")

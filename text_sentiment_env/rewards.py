@@ -72,6 +72,10 @@ class RewardFunction:
         begun = [self._encode_prompt(prompt) for prompt in prompts]
         if completion_ids is None:
             completion_ids = [self.task.vocabulary.encode(text).tolist() for text in completions]
+        if len(completion_ids) != len(begun):
+            raise ValueError(
+                f"{len(begun)} prompts and {len(completion_ids)} completions: give one for each"
+            )
         written = [self._checked(ids) for ids in completion_ids]
         starts = np.array([len(prompt) for prompt in begun])
         width = int(starts.max()) + self.task.max_tokens
@@ -96,13 +100,13 @@ class RewardFunction:
     def _checked(self, ids: Sequence[int]) -> Tokens:
         """The ids before the first end-of-text, int64 (n,), n at most `max_tokens`."""
         tokens, end = np.array(ids, np.int64), self.task.vocabulary.end_index
-        if ((tokens < 0) | (tokens > end)).any():
-            raise ValueError(
-                f"completion_ids hold {tokens.max()}, but the vocabulary's ids end at {end}: pass"
-                " RewardFunction the vocabulary of the model ('reviews' for the bundled one)"
-            )
         if (tokens == end).any():
             tokens = tokens[: int((tokens == end).argmax())]
+        if len(wrong := tokens[(tokens < 0) | (tokens > end)]):
+            raise ValueError(
+                f"completion_ids hold {wrong[0]}, but the vocabulary's ids are 0 to {end}: pass"
+                " RewardFunction the vocabulary of the model ('reviews' for the bundled one)"
+            )
         if len(tokens) > self.task.max_tokens:
             raise ValueError(
                 f"a completion has {len(tokens)} tokens, but max_tokens={self.task.max_tokens}: pass"

@@ -7,6 +7,7 @@ name. Heavy libraries are imported only by the model that needs them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -90,10 +91,14 @@ class HuggingFaceSentiment:
         self._tokenizer, model = _load_pretrained(name, source, {"dtype": dtype, **weights})
         self._negative, self._positive = _polar_labels(name, model.config.id2label)
         self._model = model.to(device).eval()
-        self._max_length = min(
-            self._tokenizer.model_max_length,
-            getattr(model.config, "max_position_embeddings", self._tokenizer.model_max_length),
-        )
+        if self._tokenizer.pad_token is None:
+            raise ValueError(
+                f"sentiment_model={name!r}: its tokenizer has no pad token, so that it reads no two texts"
+                " at once; set tokenizer.pad_token and save it again"
+            )
+        if model.config.pad_token_id is None:
+            model.config.pad_token_id = self._tokenizer.pad_token_id
+        self._max_length = min(self._tokenizer.model_max_length, _positions(model))
         self._warned = False
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -116,6 +121,14 @@ class HuggingFaceSentiment:
                 p = self._model(**batch).logits.double().softmax(-1)
                 scores.append((p[:, self._positive] - p[:, self._negative]).cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros(0)
+
+
+def _positions(model: Any) -> float:
+    """How many tokens a classifier reads; any number if its config names none."""
+    positions = getattr(model.config, "max_position_embeddings", math.inf)
+    # RoBERTa and its kin count from behind the padding's index.
+    padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
+    return positions if padding is None else positions - padding - 1
 
 
 def _load_pretrained(name: str, source: dict[str, Any], options: dict[str, Any]) -> tuple[Any, Any]:

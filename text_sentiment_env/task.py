@@ -30,7 +30,8 @@ _OUR_KEYS = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalt
 _MEASURES = (
     *("reward", "kl", "tokens", "episodes", "samples", "reward_standard_error", "end_rate"),
     *("entropy", "perplexity", "distinct_1", "distinct_2", "distinct_texts", "win_rate", "gap"),
-    *("gap_standard_error", "effective_samples", "key", "r", "l", "t"),
+    *("gap_standard_error", "effective_samples", "key", "r", "l", "t", "log_prob", "vader"),
+    *("update", "ep_rew_mean", "ep_rew_std", "ep_len_mean", "terminal_observation"),
 )
 _RESERVED = (*_OUR_KEYS, "episode", "final_obs", "final_info", *_MEASURES)
 

@@ -171,19 +171,22 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
             infos.
 
         Raises:
-            ResetNeeded: before the first `reset`, and in mode `"Disabled"` when a row has ended and
-                hasn't been reset.
+            ResetNeeded: before the first `reset`, after a step that failed in the judge, and in mode
+                `"Disabled"` when a row has ended and hasn't been reset.
             ValueError: for actions of the wrong shape, type or range, and for a judge that returns
                 no proper scores.
         """
         actions = self._check(actions)
         infos: Infos = {}
+        if not self._began:
+            raise ResetNeeded("there are no texts to go on with: call reset() for all rows first")
+        if len(self._ended) and self.autoreset_mode is AutoresetMode.DISABLED:
+            raise ResetNeeded(
+                f"rows {self._ended.tolist()} have no text to go on with: call reset(),"
+                " with options={'reset_mask': terminated} for the ended rows alone"
+            )
+        self._began = False  # in case the step fails on the way, in the judge: its texts are lost
         if len(self._ended):
-            if not self._began or self.autoreset_mode is AutoresetMode.DISABLED:
-                raise ResetNeeded(
-                    f"rows {self._ended.tolist()} have no text to go on with: call reset(),"
-                    " with options={'reset_mask': terminated} for the ended rows alone"
-                )
             infos = self._start(self._ended)
             # A row that restarts takes no action: PAD behind its prompt changes nothing.
             actions[self._ended] = self._pad
@@ -206,6 +209,7 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
             masks = {f"_{name}": terminated.copy() for name in final}
             infos = final | masks | self._start(self._ended)
             self._ended = self._ended[:0]
+        self._began = True
         return self._tokens.copy(), rewards, terminated, np.zeros(self.num_envs, bool), infos
 
     def _check(self, actions: npt.ArrayLike) -> Tokens:
