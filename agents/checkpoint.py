@@ -25,7 +25,6 @@ from torch import Tensor
 from agents import distributed
 from agents.atomic import atomic_write
 from agents.gpt2 import GPT2Config
-from agents.rollout import set_row_states
 from agents.sampling import NonFiniteError
 
 FORMAT = "text-sentiment-env/1"
@@ -284,29 +283,27 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[st
         )
 
 
-def optimizer_class(name: str | None, given: type | None) -> dict[str, type]:
-    """The policy's keyword for the optimiser that a checkpoint names.
+def optimizer_class(name: Any, given: type | None) -> type[torch.optim.Optimizer]:
+    """The optimiser that a checkpoint names.
 
     Args:
-        name: of its class; None: the policy's own choice, of checkpoints that name none.
+        name: of its class.
         given: the class that the caller passes, for one that is not in torch.optim.
 
     Raises:
         ValueError: if it is another than the named one, or has to be given.
     """
-    if name is None and given is None:
-        return {}
     found = given or getattr(torch.optim, str(name), None)
     if not isinstance(found, type) or not issubclass(found, torch.optim.Optimizer):
         raise ValueError(
             f"the checkpoint's optimizer_class is {name!r}, which is not in torch.optim: pass the class,"
             " load(..., optimizer_class=...)"
         )
-    if name is not None and found.__name__ != name:
+    if found.__name__ != name:
         raise ValueError(
             f"optimizer_class={found.__name__} is not the checkpoint's {name!r}: pass that one"
         )
-    return {"optimizer_class": found}
+    return found
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[str, Tensor]]:
@@ -431,6 +428,15 @@ def restore_random_states(
         )
         return
     set_row_states(env, saved[distributed.shard(len(saved))])
+
+
+def set_row_states(env: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
+    """Sets the rows' generators, of NumPy's `bit_generator.state` each."""
+    for row, (generator, state) in enumerate(zip(env.get_attr("np_random"), states, strict=True)):
+        generator.bit_generator.state = state
+        # Rows in other processes answer with copies.
+        if env.get_attr("np_random", [row])[0].bit_generator.state != state:
+            env.set_attr("np_random", generator, [row])
 
 
 def _check_random_state(state: dict[str, Any]) -> None:

@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.vector import VectorEnv
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from torch import Tensor
@@ -22,11 +20,8 @@ from torch import Tensor
 from agents import checkpoint, distributed
 from agents.advantages import Baseline, deviation, monte_carlo_returns, normalize
 from agents.callbacks import add_progress_bar
-from agents.checkpoint import Target
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
-    HYPERPARAMETERS,
-    LOAD_ARGUMENTS,
     check_hyperparameters,
     check_integer,
     check_number,
@@ -36,10 +31,11 @@ from agents.metrics import finite_measures, rollout_metrics, update_metrics
 from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
 from agents.rollout import Episodes, collect_episodes, prompts_of
 from agents.sampling import NonFiniteError
+from agents.saving import Saving
 from agents.sb3_vec_env import wrap_token_env
 
 
-class REINFORCE(BaseAlgorithm):
+class REINFORCE(Saving):
     """Policy gradient on whole episodes: write one text a row, take one gradient step, begin again.
 
     The gradient of E[Σ_t r_t] is estimated by Σ_t (G_t - b_t) ∇log π(a_t|s_t), summed over an
@@ -60,14 +56,7 @@ class REINFORCE(BaseAlgorithm):
     Checkpoints are JSON and safetensors, and hold everything that shapes the rest of the run.
     """
 
-    ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
     policy_aliases: ClassVar[dict[str, Any]] = {"GPT2Policy": GPT2Policy}
-    policy: GPT2Policy
-    reference: GPT2
-    _baseline: Baseline
-    _prompt_generator: np.random.Generator
-    # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
-    _random_states: list[dict[str, Any]] | None
 
     def __init__(
         self,
@@ -533,158 +522,3 @@ class REINFORCE(BaseAlgorithm):
         self.logger.record("time/time_elapsed", seconds, exclude="tensorboard")
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
-
-    # --------------------------------------------------------------------------- save and load
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
-
-    def save(self, path: Target, exclude: Any = None, include: Any = None) -> None:
-        """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
-
-        It holds what shapes the rest of the run: weights of policy and start model, optimiser,
-        counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
-        Of several ranks all must call this; the first writes, and it is done when it returns.
-
-        Args:
-            path: a file, `.zip` is added; or a binary stream.
-            exclude, include: SB3's, not supported.
-
-        Raises:
-            ValueError: for `exclude` or `include`.
-        """
-        if exclude or include:
-            raise ValueError("exclude and include are not supported: leave them out")
-        arguments = {name: getattr(self, name) for name in self.ARGUMENTS}
-        if callable(arguments["learning_rate"]):
-            arguments["learning_rate"] = None  # code isn't stored: `load` asks for it
-        kwargs = {**self.policy_kwargs, "optimizer_class": type(self.policy.optimizer).__name__}
-        groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
-        states = self._random_states
-        if states is None:
-            rows = [] if self.env is None else self.env.get_attr("np_random")
-            states = distributed.gather_objects(checkpoint.random_state(rows))
-        data = {
-            "arguments": arguments,
-            "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
-            "observation_length": self.observation_space.shape[0],  # type: ignore[index]
-            "counters": {name: getattr(self, name) for name in checkpoint.COUNTERS},
-            "optimizer_groups": groups,
-            "prompt_generator": self._prompt_generator.bit_generator.state,
-            "random_state": states[0],
-            "other_ranks": states[1:],
-        }
-        average = self._baseline.moving_average
-        tensors = {
-            "policy": distributed.full_state_dict(self.policy.state_dict()),
-            "optimizer": distributed.full_state_dict(optimizer),
-            "reference": distributed.full_state_dict(self.reference.state_dict()),
-            "baseline": {} if average is None else {"ema": average},
-        }
-        if distributed.rank() == 0:
-            checkpoint.write_archive(path, data, tensors)
-        distributed.wait()
-
-    @classmethod
-    def load(
-        cls,
-        path: Target,
-        env: GymEnv | VectorEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        policy_class: type[GPT2Policy] = GPT2Policy,
-        **arguments: Any,
-    ) -> REINFORCE:
-        """Loads a checkpoint of `save`; no pickled code is run.
-
-        `learn(..., reset_num_timesteps=False)` then goes on as if the run had not been interrupted.
-
-        Args:
-            path: the file, with or without `.zip`, a run's folder, or a binary stream.
-            env: the environment to go on with; None: for `predict` alone.
-            device: where to put the model.
-            custom_objects, print_system_info, force_reset: SB3's; the first must be empty, the others
-                change nothing.
-            policy_class: the class of the policy.
-            **arguments: replace the constructor's arguments that the checkpoint holds. With a `seed`
-                the random numbers begin anew. `optimizer_class` is needed for one that is not torch's.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it is damaged, or made for another vocabulary or observation.
-        """
-        if custom_objects:
-            raise ValueError("custom_objects is not supported: pass arguments by their names")
-        data, tensors = checkpoint.read_archive(path)
-        checkpoint.check_contents(data, tensors, cls.ARGUMENTS)
-        replaceable = (*cls.ARGUMENTS, *LOAD_ARGUMENTS)
-        if unknown := sorted(arguments.keys() - set(replaceable)):
-            raise ValueError(f"load got {unknown}: it can replace {', '.join(replaceable)}")
-        optimizer_class = arguments.pop("optimizer_class", None)
-        merged = {**data["arguments"], **arguments}
-        if merged["learning_rate"] is None:
-            raise ValueError(
-                "the checkpoint's learning_rate was a function, which isn't stored: pass it again,"
-                " REINFORCE.load(..., learning_rate=...)"
-            )
-        kwargs, length = data["policy_kwargs"], data["observation_length"]
-        kwargs = kwargs | checkpoint.optimizer_class(kwargs.get("optimizer_class"), optimizer_class)
-        merged |= {"device": device, "policy_kwargs": kwargs}
-        model: Any = cls(policy_class, env, _init_setup_model=False, **merged)
-        size = kwargs["config"]["vocab_size"]
-        if env is None:
-            model.observation_space = spaces.Box(0, size, (length,), np.int64)
-            model.action_space = spaces.Discrete(size)
-            model.n_envs = 1
-        else:
-            with_vocabulary(kwargs["config"], model._token_ids())
-            if model.observation_space.shape != (length,):
-                raise ValueError(
-                    f"the checkpoint's observations hold {length} tokens, env's"
-                    f" {model.observation_space.shape[0]}: use the prompts and max_tokens it was"
-                    " trained with"
-                )
-        # The order matters. The policy is built first, with fresh weights. Its copy becomes the start
-        # model, of the same shape. Counters come before `_parallelize`, which seeds each rank's draws
-        # by the number of updates. Weights and optimiser come last, because FSDP splits up tensors
-        # and each rank then loads its part. Random states wait for `learn`: building drew numbers.
-        with checkpoint.checked("policy_kwargs"):
-            model._setup_model()
-        model._freeze_reference()
-        for name, value in data["counters"].items():
-            setattr(model, name, value)
-        model._baseline.moving_average = tensors["baseline"].get("ema")
-        if "seed" not in arguments:
-            model._prompt_generator.bit_generator.state = data["prompt_generator"]
-            model._random_states = [data["random_state"], *data.get("other_ranks", [])]
-        model._parallelize()
-        model._load_weights(data, tensors)
-        checkpoint.check_tensors("reference", tensors["reference"], model.reference.state_dict())
-        distributed.load_full_state_dict(model.reference, tensors["reference"])
-        return model
-
-    def set_parameters(
-        self,
-        load_path_or_dict: Target | dict[str, Any],
-        exact_match: bool = True,
-        device: torch.device | str = "auto",
-    ) -> None:
-        """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
-        if isinstance(load_path_or_dict, dict):
-            return super().set_parameters(load_path_or_dict, exact_match, device)
-        return self._load_weights(*checkpoint.read_archive(load_path_or_dict))
-
-    def _load_weights(self, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]) -> None:
-        self.policy.check_same_shape(data["policy_kwargs"]["config"])
-        checkpoint.check_tensors("policy", tensors["policy"], self.policy.state_dict())
-        distributed.load_full_state_dict(self.policy, tensors["policy"])
-        optimizer = self.policy.optimizer
-        groups = data["optimizer_groups"]
-        state = checkpoint.optimizer_state_dict(groups, tensors["optimizer"], optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for index, values in state["state"].items():
-            for name, value in values.items():
-                values[name] = distributed.shard_like(value, parameters[index])
-        optimizer.load_state_dict(state)

@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents import distributed
+from agents.checkpoint import set_row_states
 from agents.policy import GPT2Policy
 
 
@@ -78,15 +79,6 @@ def seeded(env: VecEnv, seed: int, device: torch.device) -> Iterator[None]:
             if drawn is not None:
                 set_row_states(env, drawn)
             inner._seeds = seeds
-
-
-def set_row_states(env: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
-    """Sets the rows' generators, of NumPy's `bit_generator.state` each."""
-    for row, (generator, state) in enumerate(zip(env.get_attr("np_random"), states, strict=True)):
-        generator.bit_generator.state = state
-        # Rows in other processes answer with copies.
-        if env.get_attr("np_random", [row])[0].bit_generator.state != state:
-            env.set_attr("np_random", generator, [row])
 
 
 def collect_episodes(

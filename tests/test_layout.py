@@ -26,6 +26,7 @@ ORDER = (
         "metrics",
         "frontier",
         "evaluation",
+        "saving",
         "reinforce",
     ),
 )
