@@ -19,7 +19,9 @@ from agents.runs import RunFolder, run_folders
 
 @dataclass
 class RunArgs:
-    """Flags of the run; --resume may change these but --preset and --seed, and --micro-batch-size."""
+    """Flags of the run. --resume may change all of these except --preset and --seed; of the other groups
+    only --micro-batch-size.
+    """
 
     preset: Literal["reviews", "small", "scratch", "gpt2"] = "reviews"
     """sets the defaults of all other flags, which are shown here for reviews"""
@@ -72,7 +74,7 @@ class EnvironmentArgs:
     length_penalty: float = 0.5
     """weight of the length penalty, per share of max_tokens beyond --target-length"""
     target_length: tuple[int, int] = (8, 20)
-    """LO HI: tokens without penalty"""
+    """LO HI: tokens without penalty; texts of fewer --max-tokens than LO all pay some"""
     repetition_penalty: float = 0.0
     """weight of the share of repeated bigrams"""
 

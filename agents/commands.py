@@ -7,7 +7,7 @@ import platform
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -39,8 +40,18 @@ from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
 Run = tyro.conf.Positional[str]
-# Columns of `compare`, as many as fit.
-COMPARED = ("reward", "sentiment", "vader", "kl", "gap", "length", "perplexity", "distinct_texts")
+# Columns of `compare`, as many as fit into 80: heading and form.
+COMPARED = {
+    "reward": ("reward", ".2f"),
+    "sentiment": ("sentim.", ".3f"),
+    "vader": ("vader", ".3f"),
+    "kl": ("KL", ".2f"),
+    "gap": ("gap", ".2f"),
+    "length": ("length", ".1f"),
+    "perplexity": ("perpl.", ".1f"),
+    "distinct_texts": ("distinct", ".1%"),
+}
+TASK = tuple(field.name for field in fields(EnvironmentArgs) if field.name != "num_envs")
 HIDDEN = (
     "episodes",
     "reward_standard_error",
@@ -56,6 +67,18 @@ class Loaded(NamedTuple):
     environment: EnvironmentArgs
     kl_coef: float = 0.0
     frontier: Frontier | None = None  # of the reference's texts, for a run with KL
+
+    def task(self) -> str:
+        """What is asked of the texts, and what they are compared with, in a line or two."""
+        env = self.environment
+        low, high = env.target_length
+        line = (
+            f"judge {env.sentiment_model}, {env.target} texts, prompts {env.prompts or 'none'}, at most"
+            f" {env.max_tokens} tokens, {low} to {high} without penalty"
+        )
+        if self.reference is self.gpt2:
+            line += "; no start model is known: KL and perplexity are to the model itself"
+        return line
 
 
 def load_models(run: str, trust: bool = False) -> Loaded:
@@ -93,7 +116,18 @@ def load_models(run: str, trust: bool = False) -> Loaded:
             raise ValueError(f"{run} holds no model: its run has saved none yet")
         gpt2 = GPT2.from_pretrained(folder.exported)
         return Loaded(gpt2, gpt2, _recorded(path).environment)
-    gpt2 = GPT2.from_pretrained(run)
+    if path.is_file():
+        raise ValueError(f"{run} is no run, checkpoint (.zip) or model: name one of these")
+    if not path.exists() and path.with_name(path.name + ".zip").is_file():
+        return load_models(f"{run}.zip", trust)
+    try:
+        gpt2 = GPT2.from_pretrained(run)
+    except FileNotFoundError as error:
+        if path.is_dir():
+            raise
+        raise FileNotFoundError(
+            f"there is no run or checkpoint {run!r}. As a model: {error}"
+        ) from None
     return Loaded(gpt2, gpt2, EnvironmentArgs())
 
 
@@ -203,7 +237,8 @@ class Evaluate:
         cli.check_seed(self.seed)
         if self.json is not None:
             cli.prepare_folder("json", self.json)
-        result = self.measure()
+        loaded = load_models(self.run, self.trust)
+        result = self.measure(loaded)
         samples = sorted(result["samples"], key=lambda sample: -sample["reward"])
         console = Console()
         table = Table(title=f"{self.episodes} texts of {self.run}")
@@ -220,6 +255,7 @@ class Evaluate:
                     interval = f"± {1.96 * result['gap_standard_error']:{form}}"
                 table.add_row(title, f"{result[name]:{form}}", interval, unit)
         console.print(table)
+        console.print(loaded.task(), style="dim")
         for title, chosen in (("best", samples[: self.show]), ("worst", samples[-self.show :])):
             table = Table("reward", "text", title=title)
             for sample in chosen if self.show else ():
@@ -229,9 +265,8 @@ class Evaluate:
             with cli.writing("json", self.json), atomic_write(self.json) as temporary:
                 temporary.write_text(json.dumps({"run": self.run, **result}, indent=2), "utf-8")
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self, loaded: Loaded) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
-        loaded = load_models(self.run, self.trust)
         gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
@@ -270,16 +305,27 @@ class Compare:
             raise ValueError("RUNS: name the folder of at least one finished run")
         summaries = {run: _read_summary(run) for run in self.runs}
         cli.prepare_folder("figure", self.figure)
-        table = Table("run", *COMPARED, title="After training, fresh texts")
-        rows = {str(run): summary["after"] for run, summary in summaries.items()}
-        for run, after in rows.items():
-            table.add_row(run, *(_number(after.get(name)) for name in COMPARED))
-        if len(rows) > 1:
-            columns = [[after.get(name) for after in rows.values()] for name in COMPARED]
+        names = _short_names(self.runs)
+        rows = [summary["after"] for summary in summaries.values()]
+        table = Table(title="After training, fresh texts", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("run", overflow="fold")  # a name that is cut could be any run's
+        for heading, _ in COMPARED.values():
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, after in zip(names, rows, strict=True):
+            table.add_row(name, *(_number(after.get(m), form) for m, (_, form) in COMPARED.items()))
+        tasks = [summary["arguments"] for summary in summaries.values()]
+        other = [flag for flag in TASK if _differ([task.get(flag) for task in tasks])]
+        if len(rows) > 1 and not other:
             table.add_section()
-            table.add_row("mean", *map(_mean_and_error, columns))
+            for title, statistic in (("mean", np.mean), ("± error", standard_error)):
+                known = {m: [after[m] for after in rows if m in after] for m in COMPARED}
+                values = [float(statistic(x)) if len(x) > 1 else None for x in known.values()]
+                forms = [form for _, form in COMPARED.values()]
+                table.add_row(title, *map(_number, values, forms))
         Console().print(table)
-        logs = {str(run): run / "progress.csv" for run in self.runs}
+        if other:
+            print(f"no mean, because the runs differ in {', '.join(map(cli.flag, other))}")
+        logs = {name: run / "progress.csv" for name, run in zip(names, self.runs, strict=True)}
         with cli.writing("figure", self.figure):
             figures.write_sheet(figures.compare_runs(logs), self.figure)
         print(f"learning curves: {self.figure}")
@@ -300,15 +346,18 @@ def _read_summary(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
-def _mean_and_error(values: Sequence[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < 2:
-        return ""
-    return f"{np.mean(numbers):.3f} ± {standard_error(numbers):.3f}"
+def _differ(values: Sequence[Any]) -> bool:
+    return any(value != values[0] for value in values)
+
+
+def _short_names(runs: Sequence[Path]) -> list[str]:
+    """The runs' own names if they are all different, else their paths."""
+    names = [run.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run) for run in runs]
 
 
 @dataclass
@@ -383,8 +432,8 @@ class Watch:
 
     def __call__(self) -> None:
         """Shows the log until the run has ended, or Ctrl-C."""
-        if not self.run.is_dir():
-            raise ValueError(f"{self.run} is no folder of a run")
+        if not any((self.run / name).is_file() for name in (ARGUMENTS, "progress.csv")):
+            raise ValueError(f"{self.run} is no folder of a run: it holds no progress.csv")
         with Live(self._table(), refresh_per_second=2) as live:
             while not self.once and self._under_way():
                 time.sleep(1)

@@ -45,7 +45,7 @@ ROWS = (
 FILES = (
     ("report.html", "the run on one page, for a browser"),
     ("samples.md", "texts before and after, side by side"),
-    ("evaluation.png", "rewards, lengths, the second judge, and the frontier"),
+    ("evaluation.png", "rewards and lengths; second judge and frontier, where there are any"),
     ("learning_curves.png", "reward, KL and the like by update"),
     ("progress.csv", "everything logged, by update"),
     ("monitor.csv", "every text's reward and length, for SB3's plotters"),

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from agents.metrics import standard_error
 from agents.policy import GPT2Policy, masked_places
 from agents.rollout import collect_episodes, numbers, seeded
 from agents.sampling import at_least_float32
+from agents.sb3_vec_env import wrap_token_env
 from text_sentiment_env import SentimentModel, Vocabulary
 
 ROWS = 1024  # of logits (rows, V) that exist at a time
@@ -29,7 +32,7 @@ ROWS = 1024  # of logits (rows, V) that exist at a time
 def evaluate(
     policy: GPT2Policy,
     reference: GPT2,
-    env: VecEnv,
+    env: GymEnv | VectorEnv,
     n_episodes: int = 256,
     seed: int = 0,
     judges: Mapping[str, SentimentModel] | None = None,
@@ -44,7 +47,8 @@ def evaluate(
     Args:
         policy: writes the texts, by sampling.
         reference: the start model, of the same vocabulary.
-        env: its rows are played; texts are rounded up to whole batches, then cut to `n_episodes`.
+        env: of Gymnasium or stable-baselines3; its rows are played. Texts are rounded up to whole batches,
+            then cut to `n_episodes`.
         n_episodes: texts to write.
         seed: of the environment's rows and torch's generator.
         judges: other sentiment models by name. A judge that training did not use tells whether the
@@ -70,6 +74,7 @@ def evaluate(
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
+    env = wrap_token_env(env)
     policy.set_training_mode(False)
     with (
         distributed.summon_full_params(policy),

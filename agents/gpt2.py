@@ -506,7 +506,7 @@ class GPT2(nn.Module):
         if missing := [i for i in wanted if i not in row_of]:
             raise ValueError(
                 f"token_ids holds {missing[:8]}, which this model of {len(row_of)} tokens lacks:"
-                " restrict to tokens it holds"
+                " choose a vocabulary of its tokens, or another model"
             )
         state = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         state["wte.weight"] = state["wte.weight"][[row_of[i] for i in wanted]]

@@ -100,7 +100,9 @@ def read_config(find_file: FindFile, name: str) -> dict[str, Any]:
     """
     file = find_file("config.json")
     if file is None:
-        raise FileNotFoundError(f"{name} holds no config.json: is it a model's folder?")
+        inner = Path(name) / "gpt2"
+        hint = f"pass {inner}, the run's model" if inner.is_dir() else "is it a model's folder?"
+        raise FileNotFoundError(f"{name} holds no config.json: {hint}")
     config = _read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no config: fetch it again")

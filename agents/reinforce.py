@@ -269,7 +269,7 @@ class REINFORCE(Saving):
 
     def learn(
         self,
-        total_timesteps: int,
+        total_timesteps: float,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str = "REINFORCE",
@@ -300,12 +300,14 @@ class REINFORCE(Saving):
             raise ValueError(
                 "env=None: texts are written in one; pass load(..., env=...) or set_env"
             )
+        if isinstance(total_timesteps, float) and total_timesteps.is_integer():
+            total_timesteps = int(total_timesteps)  # 1e5 is 100,000
         check_integer("total_timesteps", total_timesteps, 0)
         check_integer("total_updates", total_updates, 0, none=True)
         if progress_bar and distributed.rank() == 0:
             callback = add_progress_bar(callback, total_updates)
         total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name
+            int(total_timesteps), callback, reset_num_timesteps, tb_log_name
         )
         if reset_num_timesteps:
             self._first_update = self._n_updates

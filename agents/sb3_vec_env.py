@@ -93,6 +93,9 @@ class SB3VecEnv(VecEnv):
         for row in ended:
             told[row] = self.reset_infos[row] = {}
         _fill(told, infos)
+        for row in ended:  # but RecordEpisodeStatistics tells of the old one in every mode
+            if "episode" in self.reset_infos[row]:
+                rows[row]["episode"] = self.reset_infos[row].pop("episode")
         return obs, np.asarray(rewards, np.float32), dones, rows
 
     def close(self) -> None:
@@ -160,23 +163,29 @@ class SB3VecEnv(VecEnv):
         return [None] * self.num_envs
 
 
-def _split(infos: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
-    """One dict a row of Gymnasium's dict of arrays with `_key` masks."""
-    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-    _fill(rows, infos)
-    return rows
+def _fill(
+    rows: list[dict[str, Any]], infos: dict[str, Any], of_all: np.ndarray | None = None
+) -> None:
+    """Gives each row its part of Gymnasium's dict of arrays with `_key` masks.
 
-
-def _fill(rows: list[dict[str, Any]], infos: dict[str, Any]) -> None:
-    """Gives each row its part of Gymnasium's dict of arrays with `_key` masks."""
+    Inside a dict, such as RecordEpisodeStatistics' `episode`, what has no mask has the dict's, `of_all`.
+    """
+    if not isinstance(infos, dict):
+        raise ValueError(
+            f"env's infos are a {type(infos).__name__}: take off the wrapper that turns them into one"
+            " dict a row (DictInfoToList)"
+        )
     for key, values in infos.items():
         if key.startswith("_"):
             continue
+        mask = infos[f"_{key}"] if of_all is None else infos.get(f"_{key}", of_all)
         if isinstance(values, dict):
-            values = _split(values, len(rows))
+            parts: list[dict[str, Any]] = [{} for _ in rows]
+            _fill(parts, values, mask)
+            values = parts
         elif isinstance(values, np.ndarray) and values.ndim == 1:
             values = values.tolist()  # Python scalars, as single environments return
-        for row in np.flatnonzero(infos[f"_{key}"]).tolist():
+        for row in np.flatnonzero(mask).tolist():
             rows[row][key] = values[row]
 
 

@@ -107,6 +107,11 @@ def load_model(args: Args, env: SB3VecEnv, device: str, folder: RunFolder) -> tu
         parallel=args.run.parallel,
         micro_batch_size=args.reinforce.micro_batch_size,
     )
+    if args.run.updates < model._n_updates:
+        raise ValueError(
+            f"--updates {args.run.updates}: {folder.path} is at update {model._n_updates} already; pass"
+            " as many in all, or more to go on"
+        )
     return model, f"{path.name}, update {model._n_updates}"
 
 
@@ -340,7 +345,9 @@ def train(
         console.print("stopping after this update; Ctrl-C again to stop at once")
 
     try:
-        if done < updates:
+        if done == updates:
+            console.print(f"already at update {done}: nothing to train, the results are made again")
+        else:
             save = CheckpointCallback(
                 lambda model: folder.save(model, args.run.keep), args.run.save_every
             )

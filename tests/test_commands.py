@@ -220,10 +220,69 @@ def test_compare_shows_runs_and_their_mean(runs, capsys, monkeypatch, tmp_path):
     assert main(["compare", *folders, "--figure", str(figure)]) == 0
     out = capsys.readouterr().out
     after = [json.loads((runs / n / "summary.json").read_text())["after"] for n in "01"]
-    for measures in after:
-        assert f"{measures['reward']:.3f}" in out
-    assert f"{(after[0]['reward'] + after[1]['reward']) / 2:.3f} ± " in out
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.split()}
+    for name, measures in zip("01", after, strict=True):
+        assert f"{measures['sentiment']:.3f}" in lines[name]
+    assert f"{(after[0]['sentiment'] + after[1]['sentiment']) / 2:.3f}" in lines["mean"]
+    assert f"{abs(after[0]['sentiment'] - after[1]['sentiment']) / 2:.3f}" in lines["±"]
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_fits_80_columns_and_cuts_no_name(runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    folders = []
+    for n in "01":
+        folders.append(tmp_path / f"reviews-seed{n}-of-a-long-name")
+        shutil.copytree(runs / n, folders[-1])
+    figure = tmp_path / "a.png"
+    assert main(["compare", *map(str, folders), "--figure", str(figure)]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines()[:-1])) <= 80
+
+
+def test_compare_takes_no_mean_over_tasks(runs, capsys, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(runs / "1", other)
+    summary = json.loads((other / "summary.json").read_text())
+    summary["arguments"]["length_penalty"] += 1
+    (other / "summary.json").write_text(json.dumps(summary))
+    figure = tmp_path / "a.png"
+    assert main(["compare", str(runs / "0"), str(other), "--figure", str(figure)]) == 0
+    out = capsys.readouterr().out
+    assert "no mean, because the runs differ in --length-penalty" in out
+    assert "±" not in out
+
+
+def test_evaluate_names_the_task_and_says_when_the_start_model_is_unknown(runs, capsys):
+    few = ["--episodes", "4", "--show", "1"]
+    assert main(["evaluate", str(runs / "0"), *few]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "judge vader, positive texts, prompts" in out
+    assert "no start model is known" not in out
+    assert main(["evaluate", "reviews", *few]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "judge bundled, positive texts, prompts none, at most 20 tokens" in out
+    assert "no start model is known: KL and perplexity are to the model itself" in out
+
+
+@pytest.mark.parametrize("name", ["runs/nowhere", "I think"])
+def test_a_run_that_does_not_exist(name, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", name])
+    assert f"there is no run or checkpoint '{name}'" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_run(runs, capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", str(runs / "0" / "progress.csv")])
+    assert "is no run, checkpoint (.zip) or model" in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_its_suffix(runs, capsys, tmp_path):
+    shutil.copy(runs / "0" / "checkpoint.zip", tmp_path / "policy.zip")
+    assert main(["generate", str(tmp_path / "policy"), "-n", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_watch_waits_for_a_run_that_has_gone_on_since_its_summary(tmp_path):
@@ -336,7 +395,7 @@ def test_info_is_what_a_bug_report_needs(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "./nothing"], "error: ./nothing is no directory"),
+        (["generate", "./nothing"], "error: there is no run or checkpoint './nothing'"),
         (["generate", "reviews", "-n", "0"], "error: n=0 and max_tokens=20 must be at least 1"),
         (["evaluate", "reviews", "--episodes", "0"], "error: --episodes 0: must be at least 1"),
         (["evaluate", "reviews", "--show", "-1"], "error: --show -1: must be at least 0"),

@@ -2,6 +2,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics
 from helpers import letters
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
@@ -90,3 +91,24 @@ def test_an_env_that_does_not_say_how_it_resets():
     envs.metadata = {}
     with pytest.raises(ValueError, match=r"metadata\['autoreset_mode'\]"):
         SB3VecEnv(envs)
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+def test_statistics_of_gymnasiums_wrapper_reach_the_rows(mode):
+    envs = gym.make_vec(
+        "TextSentiment-v0", num_envs=3, autoreset_mode=mode, sentiment_model=letters
+    )
+    env = SB3VecEnv(RecordEpisodeStatistics(envs))
+    env.reset()
+    end = envs.unwrapped.vocabulary.end_index
+    _, rewards, dones, infos = env.step(np.array([0, end, 0]))
+    assert dones.tolist() == [False, True, False]
+    assert infos[1]["episode"]["l"] == 1
+    assert infos[1]["episode"]["r"] == pytest.approx(rewards[1])
+    assert "episode" not in infos[0]
+
+
+def test_infos_as_a_list_are_refused():
+    envs = gym.make_vec("TextSentiment-v0", num_envs=2, sentiment_model=letters)
+    with pytest.raises(ValueError, match="take off the wrapper.*DictInfoToList"):
+        SB3VecEnv(DictInfoToList(envs)).reset()

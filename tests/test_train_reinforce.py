@@ -521,3 +521,11 @@ def test_two_runs_do_not_share_a_folder(tmp_path, capsys):
     with RunFolder(tmp_path / "run").locked(), pytest.raises(SystemExit, match="2"):
         run(tmp_path / "run", "--updates", "1")
     assert f"is in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_fewer_updates_than_were_made_are_refused(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    run(out, "--updates", "2")
+    with pytest.raises(SystemExit):
+        training.main(["--out", out, "--resume", "--updates", "1"])
+    assert "--updates 1:" in capsys.readouterr().err

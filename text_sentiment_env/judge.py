@@ -193,6 +193,8 @@ class Judge:
         self, texts: Sequence[str]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts={texts!r} is one text: pass a list of texts")
         rows = self.tokenizer(texts)
         result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
         # Texts of similar length share a batch: padding changes no score, but costs time.

@@ -88,7 +88,7 @@ class TextSentimentTask:
         self.extra_terms = checks.named_functions("extra_terms", extra_terms, _RESERVED)
         self.shaping = checks.boolean("shaping", shaping)
         self._length_penalties = self._tabulate_length_penalties()
-        encoded = [self._encode(prompt) for prompt in self.prompts]
+        encoded = [self._encode("prompts", prompt) for prompt in self.prompts]
         self.prompt_length = max(map(len, encoded))
         self._prompt_texts = np.array(self.prompts, object)
         self._prompt_tokens = np.stack([self._pad(tokens) for tokens in encoded])
@@ -128,11 +128,11 @@ class TextSentimentTask:
 
     # ------------------------------------------------------------------------------------ prompts
 
-    def _encode(self, prompt: str) -> Tokens:
+    def _encode(self, name: str, prompt: str) -> Tokens:
         try:
             return self.vocabulary.encode(prompt)
         except ValueError as error:
-            raise ValueError(f"prompts holds {prompt!r}, which can't be encoded: {error}") from None
+            raise ValueError(f"{name}: {prompt!r} can't be encoded: {error}") from None
 
     def _pad(self, tokens: Tokens) -> Tokens:
         padded = np.full(self.prompt_length, self.vocabulary.pad_index, np.int64)
@@ -143,7 +143,7 @@ class TextSentimentTask:
         row = self._prompt_rows.get(checks.text("options['prompt']", prompt))
         if row is not None:
             return self._prompt_tokens[row], self._prompt_lengths[row]
-        tokens = self._encode(prompt)
+        tokens = self._encode("options['prompt']", prompt)
         if len(tokens) > self.prompt_length:
             raise ValueError(
                 f"options['prompt']={prompt!r} has {len(tokens)} tokens, but observations leave"

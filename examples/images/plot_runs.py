@@ -19,7 +19,6 @@ from agents.figures import learning_curves, write_sheet
 from agents.metrics import standard_error
 from agents.report import MEASURES, Record
 
-PICTURE = Path(__file__).parent / "learning_curves.png"
 PANELS = ("sentiment (", "KL to", "length")
 # The columns of the tables: heading and measure.
 COLUMNS = {
@@ -39,7 +38,7 @@ class Args:
 
     runs: tyro.conf.Positional[list[Path]]
     """folders that train_reinforce.py wrote; the picture and the texts are the first one's"""
-    out: Path = PICTURE
+    out: Path = Path("learning_curves.png")
     """the PNG to write"""
     texts: int = 6
     """texts to print, before and after training"""
@@ -80,7 +79,10 @@ def by_seed(records: Sequence[Record]) -> Iterator[str]:
     for record in sorted(records, key=lambda r: r.summary["arguments"]["seed"]):
         summary = record.summary
         after = summary["after"]
-        cells = [_number(after[name], MEASURES[name][-1]) for name in COLUMNS.values()]
+        cells = [
+            _number(after[name], MEASURES[name][-1]) if name in after else ""
+            for name in COLUMNS.values()
+        ]
         yield _row(summary["arguments"]["seed"], *cells, f"{summary['seconds']:.0f}")
 
 
