@@ -91,6 +91,7 @@ class Baseline:
         """
         if kind == "auto":
             kind = "rloo" if batch_size > 1 else "ema"
+        given = group_size is not None
         if group_size is None:
             group_size = DEFAULT_GROUP_SIZE if len(prompts) > 1 else batch_size
         if kind in ("mean", "rloo") and batch_size < 2:
@@ -100,7 +101,8 @@ class Baseline:
             )
         if kind == "rloo" and (group_size < 2 or batch_size % group_size):
             raise ValueError(
-                f"group_size={group_size} must be at least 2 and divide the {batch_size} rows of env:"
+                f"group_size={group_size}{'' if given else ', the default with prompts,'} must be at least 2"
+                f" and divide the {batch_size} rows of env:"
                 " choose another group_size or num_envs"
             )
         self.kind, self.group_size = kind, group_size

@@ -335,7 +335,7 @@ def _read_summary(run: Path) -> dict[str, Any]:
     file = run / "summary.json"
     try:
         return json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{run} holds no summary.json: name the folder of a finished run"
         ) from None

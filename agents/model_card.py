@@ -75,7 +75,8 @@ def _card(summary: Mapping[str, Any]) -> str:
         name=name,
         origin=origins.get(start, f"The GPT-2 {_public(start)}, trained further"),
         judge=_public(arguments["sentiment_model"]),
-        vocabulary=f"the tokens of the vocabulary `{arguments['vocabulary']}`",
+        vocabulary=f"the tokens of the vocabulary `{arguments['vocabulary']}`"
+        + (", and a prompt may hold no others" if arguments["vocabulary"] == "small" else ""),
         example="The movie" if arguments["vocabulary"] == "gpt2" else "the movie",
         command=_public_command(arguments),
         rows=measure_rows(summary),

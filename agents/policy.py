@@ -464,7 +464,7 @@ def _fitting_config(
         )
     if config.n_positions < width:
         raise ValueError(
-            f"config has n_positions={config.n_positions} but observations hold {width} tokens"
+            f"the model reads n_positions={config.n_positions} but observations hold {width} tokens"
             " (longest prompt + max_tokens): shorten the prompts, lower max_tokens, or use a model"
             " with more positions"
         )

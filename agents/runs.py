@@ -40,7 +40,10 @@ class RunFolder:
         Raises:
             ValueError: if another process holds the lock; it is named.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"--out {self.path}: a file has that name; choose a folder") from None
         # In a file of its own, because old versions of filelock empty the locked one.
         lock_file, pid_file = self.path / ".lock", self.path / ".lock-holder"
         lock = filelock.FileLock(lock_file)

@@ -1,9 +1,11 @@
-"""Time to quality: seconds until fresh texts reach a sentiment, with this package's REINFORCE and with rivals.
+"""Time to quality: seconds until a policy is near the exact optimum, with this package's REINFORCE and with rivals.
 
-All begin from the bundled GPT-2 and write for the reward of the default run (preset reviews): the same judge, the
-same length penalty. The rivals are a hand-written loop on transformers, TRL's RLOO (`pip install -e ".[bench]"`)
-and stable-baselines3's PPO on our GPT2Policy. Every run is a process of its own; contenders take turns, seed by
-seed. Between updates the clock stops and fresh texts are measured, with the same code for all.
+All begin from the bundled GPT-2 and have one aim, that of the default run (preset reviews): the reward, by the same
+judge and length penalty, less β times the KL. How far a policy is from its optimum, the gap in nats a text, is known
+from the start model's texts (`agents/frontier.py`). The rivals are a hand-written loop on transformers, TRL's RLOO
+(`pip install -e ".[bench]"`) and stable-baselines3's PPO on our GPT2Policy. Every run is a process of its own;
+contenders take turns, seed by seed. Between updates the clock stops and fresh texts are measured, with the same code
+for all.
 
 Each run is a line of OUT/runs.jsonl. The same command goes on where it was stopped; runs of other settings, of
 another judge or of another start model are kept, and stand in rows of their own. With --seeds 0 it prints the table
@@ -46,6 +48,7 @@ import text_sentiment_env
 from agents import GPT2, GPT2Policy
 from agents.arguments import PRESETS, Args
 from agents.evaluation import evaluate
+from agents.frontier import START_TEXTS, start_frontier
 from agents.pretrained import convert_weights
 from agents.training import make_env, make_model
 from text_sentiment_env import RewardFunction
@@ -53,7 +56,7 @@ from text_sentiment_env import RewardFunction
 # A process's own CPU time is not disturbed by what else the machine does; of one thread it is the wall
 # time of an idle core. It begins at 0, with the process.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.time, "cpu": time.process_time}
-MEASURES = ("sentiment", "kl", "length", "distinct_texts", "reward", "perplexity")
+MEASURES = ("gap", "sentiment", "kl", "length", "distinct_texts", "reward", "perplexity")
 PACKAGES = ("torch", "transformers", "stable-baselines3", "trl")
 # What is not the default run's: the learning rates of README.md's scan.
 OWN: dict[str, dict[str, Any]] = {
@@ -76,10 +79,13 @@ class Meter:
         start_up: seconds from the start of the process to the first update.
     """
 
-    def __init__(self, preset: Args, settings: Mapping[str, Any], launched: float) -> None:
-        """`launched`: when the process was started, on the same clock."""
+    def __init__(
+        self, preset: Args, settings: Mapping[str, Any], launched: float, folder: Path
+    ) -> None:
+        """`launched`: when the process was started, on the same clock; `folder`: for the start model's texts."""
         self.now = CLOCKS[settings["clock"]]
         self.preset, self.settings, self._launched = preset, settings, launched
+        self._cache = folder / START_TEXTS
         self.points: list[dict[str, float]] = []
 
     def start(self) -> None:
@@ -91,6 +97,9 @@ class Meter:
         spaces = self.env.observation_space, self.env.action_space
         with torch.random.fork_rng(devices=[]):  # the trained model's random numbers stay
             self.policy = GPT2Policy(*spaces, lambda _: 0.0, config=self.reference.config)
+        self.policy.gpt2.load_state_dict(self.reference.state_dict())
+        episodes = self.preset.run.start_episodes
+        self.frontier = start_frontier(self.policy, self.env, episodes, cache=self._cache)
         self._began, self._paused, self._measured = self.now(), 0.0, 0
 
     def go_on(self, weights: Mapping[str, Tensor], tokens: int) -> bool:
@@ -118,18 +127,19 @@ class Meter:
     def _measure(self, weights: Mapping[str, Tensor], seconds: float, tokens: int) -> bool:
         """Keeps a measurement; returns whether it is the last one."""
         self.policy.gpt2.load_state_dict(weights)
-        texts, seed = self.settings["eval_episodes"], 1000
-        result = evaluate(self.policy, self.reference, self.env, texts, seed)
+        result = evaluate(
+            self.policy,
+            self.reference,
+            self.env,
+            self.settings["eval_episodes"],
+            seed=1000,
+            frontier=self.frontier,
+            kl_coef=self.settings["kl_coef"],
+        )
         point = {name: result[name] for name in MEASURES}
         self.points.append({"seconds": seconds, "tokens": tokens} | point)
         print(*(f"{name} {value:.2f}" for name, value in self.points[-1].items()), flush=True)
-        return good(point, self.settings, with_kl=self.settings["until"] == "kl")
-
-
-def good(point: Mapping[str, float], settings: Mapping[str, Any], with_kl: bool) -> bool:
-    """Whether a measurement reaches the sentiment, and stays within the KL."""
-    near = not with_kl or point["kl"] <= settings["kl"]
-    return near and point["sentiment"] >= settings["sentiment"]
+        return point["gap"] <= self.settings["gap"]
 
 
 # -------------------------------------------------------------------------------------- contenders
@@ -184,6 +194,7 @@ def run_ours(preset: Args, settings: Mapping[str, Any], meter: Meter) -> None:
     """The default run's training."""
     preset.reinforce.learning_rate = settings["learning_rate"]
     preset.reinforce.kl_coef = settings["kl_coef"]
+    preset.reinforce.warmup_updates = 0  # as the rivals
     rows = preset.environment.num_envs
     env = make_env(preset.environment, preset.environment.sentiment_model, rows)
     model = make_model(preset, env, "cpu")
@@ -298,10 +309,8 @@ def settings_of(contender: str, args: argparse.Namespace) -> dict[str, Any]:
     preset = PRESETS["reviews"]
     settings: dict[str, Any] = {
         "learning_rate": preset.reinforce.learning_rate,
-        **{
-            name: getattr(args, name)
-            for name in ("sentiment", "kl", "until", "cap", "every", "clock")
-        },
+        "kl_coef": preset.reinforce.kl_coef,
+        **{name: getattr(args, name) for name in ("gap", "cap", "every", "clock")},
         **{"eval_episodes": args.eval_episodes, "threads": torch.get_num_threads()},
         "environment": vars(preset.environment)
         | {"target_length": [*preset.environment.target_length]}
@@ -316,7 +325,7 @@ def settings_of(contender: str, args: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if contender != "ppo":
-        settings |= {"kl_coef": preset.reinforce.kl_coef, "updates": preset.run.updates}
+        settings["updates"] = preset.run.updates
     settings |= OWN[contender]
     given = ("learning_rate", "kl_coef", "updates", "n_epochs", "batch_size")
     chosen = {name: getattr(args, name) for name in given}
@@ -328,7 +337,9 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def run(contender: str, seed: int, settings: dict[str, Any], launched: float) -> dict[str, Any]:
+def run(
+    contender: str, seed: int, settings: dict[str, Any], launched: float, folder: Path
+) -> dict[str, Any]:
     """One training, in a new process."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -337,7 +348,7 @@ def run(contender: str, seed: int, settings: dict[str, Any], launched: float) ->
     preset.run.seed = seed
     preset.environment.num_envs = settings["environment"]["num_envs"]
     preset.start.precision, preset.start.adam_eps = "fp32", 1e-8  # as the rivals
-    meter = Meter(preset, settings, launched)
+    meter = Meter(preset, settings, launched, folder)
     RUNS[contender](preset, settings, meter)
     versions = {name: version(name) for name in PACKAGES if contender == "trl" or name != "trl"}
     row = {"contender": contender, "seed": seed, "settings": settings, "versions": versions}
@@ -360,7 +371,7 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{contender}, seed {seed}", flush=True)
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 launched = time.time() if args.clock == "wall" else 0.0
-                row = pool.submit(run, contender, seed, settings, launched).result()
+                row = pool.submit(run, contender, seed, settings, launched, args.out).result()
             rows.append(row)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -370,10 +381,9 @@ def run_all(args: argparse.Namespace) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------ report
 
 
-def first(run: Mapping[str, Any], with_kl: bool) -> dict[str, float] | None:
+def first(run: Mapping[str, Any]) -> dict[str, float] | None:
     """The first measurement that is good enough."""
-    points = (p for p in run["points"] if good(p, run["settings"], with_kl))
-    return next(points, None)
+    return next((p for p in run["points"] if p["gap"] <= run["settings"]["gap"]), None)
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -384,17 +394,10 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{middle:{form}} ({low:{form}} to {high:{form}})"
 
 
-def reached(runs: Sequence[Mapping[str, Any]], with_kl: bool) -> str:
-    """How many runs got there, and in how many seconds of training."""
-    points = [point for run in runs if (point := first(run, with_kl))]
-    seconds = spread([point["seconds"] for point in points], ".0f")
-    return f"{len(points)} of {len(runs)}: {seconds}" if points else f"0 of {len(runs)}"
-
-
 def cells(runs: Sequence[Mapping[str, Any]], ours: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """A row of the table: the runs of one contender with the same settings."""
     settings = runs[0]["settings"]
-    there = [(run, point) for run in runs if (point := first(run, with_kl=False))]
+    there = [(run, point) for run in runs if (point := first(run))]
 
     def at(measure: str, form: str) -> str:
         return spread([point[measure] for _, point in there], form)
@@ -402,25 +405,22 @@ def cells(runs: Sequence[Mapping[str, Any]], ours: Mapping[int, Mapping[str, Any
     ratios = [
         point["seconds"] / our["seconds"]
         for run, point in there
-        if run["seed"] in ours and (our := first(ours[run["seed"]], with_kl=False))
-    ]
-    within = [
-        max((p["sentiment"] for p in run["points"] if p["kl"] <= settings["kl"]), default=0.0)
-        for run in runs
+        if run["seed"] in ours and (our := first(ours[run["seed"]]))
     ]
     own = ("learning_rate", "kl_coef", "updates", "n_epochs", "batch_size")
     return [
         NAMES[runs[0]["contender"]],
         ", ".join(f"{name} {settings[name]:g}" for name in own if name in settings),
-        reached(runs, with_kl=False),
+        f"{len(there)} of {len(runs)}",
+        at("seconds", ".0f"),
         spread([point["seconds"] + run["start_up"] for run, point in there], ".0f"),
-        spread(ratios, ".2f"),
+        spread(ratios, ".1f"),
         at("tokens", ",.0f"),
+        at("sentiment", ".2f"),
         at("kl", ".2f"),
         at("length", ".1f"),
         at("distinct_texts", ".1%"),
-        reached(runs, with_kl=True),
-        spread(within, ".2f"),
+        spread([min(point["gap"] for point in run["points"]) for run in runs], ".2f"),
     ]
 
 
@@ -431,9 +431,8 @@ def show(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         groups.setdefault(json.dumps([row["contender"], row["settings"]]), []).append(row)
     wanted = settings_of("ours", args)
     ours = {r["seed"]: r for r in rows if r["contender"] == "ours" and r["settings"] == wanted}
-    columns = ["", "settings", f"sentiment {args.sentiment:g}: runs, s of training", "s in all"]
-    columns += ["its s / ours", "tokens", "KL", "length", "distinct texts"]
-    columns += [f"and KL ≤ {args.kl:g}: runs, s", f"best sentiment at KL ≤ {args.kl:g}"]
+    columns = ["", "settings", f"gap ≤ {args.gap:g}", "s of training", "s in all", "its s / ours"]
+    columns += ["tokens", "sentiment", "KL", "length", "distinct texts", "least gap"]
     print(f"\nMedian (least to largest) over seeds; {setting('cpu')}\n")
     print("| " + " | ".join(columns) + " |")
     print("|---|---|" + "---:|" * (len(columns) - 2))
@@ -448,13 +447,8 @@ def main() -> None:
     )
     parser.add_argument("--contenders", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, …")
-    parser.add_argument("--sentiment", type=float, default=0.85, help="to reach")
-    parser.add_argument("--kl", type=float, default=3.0, help="to stay within, nats a text")
     parser.add_argument(
-        "--until",
-        choices=["sentiment", "kl"],
-        default="sentiment",
-        help="end a run when it reaches the sentiment, or the sentiment within the KL",
+        "--gap", type=float, default=2.5, help="nats a text from the optimum, where a run ends"
     )
     parser.add_argument("--cap", type=float, default=600, help="seconds of training")
     parser.add_argument(
