@@ -104,7 +104,12 @@ def test_what_is_left_open_is_resolved(kind, group_size, batch_size, prompts, ex
         ("rloo", None, 1, "baseline='rloo' compares a row with others"),
         ("rloo", 3, 8, "group_size=3 must be at least 2 and divide the 8 rows"),
         ("rloo", 1, 8, "group_size=1 must be at least 2 and divide the 8 rows"),
-        ("rloo", None, 6, "group_size=4 must be at least 2 and divide the 6 rows"),
+        (
+            "rloo",
+            None,
+            6,
+            "group_size=4, the default with prompts, must be at least 2 and divide the 6 rows",
+        ),
     ],
 )
 def test_batches_that_cannot_be_compared_are_refused(kind, group_size, batch_size, message):
