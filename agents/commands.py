@@ -380,8 +380,8 @@ class Play:
         env = gym.make("text_sentiment_env:TextSentiment-v0", **values)
         observation, info = env.reset()
         print(
-            "A number writes that token, any text writes its tokens, an empty line or Ctrl-D ends the"
-            " text."
+            "A number writes that token, any text writes its tokens (begin a word with a space), an empty"
+            " line or Ctrl-D ends the text."
         )
         ended, reward = False, 0.0
         while not ended:
