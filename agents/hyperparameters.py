@@ -32,7 +32,11 @@ HYPERPARAMETERS = (
     "seed",
 )
 LOAD_ARGUMENTS = (  # which `load` takes beside them; a checkpoint keeps none of them
-    *("parallel", "stats_window_size", "tensorboard_log", "verbose", "optimizer_class"),
+    "parallel",
+    "stats_window_size",
+    "tensorboard_log",
+    "verbose",
+    "optimizer_class",
 )
 
 
