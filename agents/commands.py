@@ -40,16 +40,10 @@ from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
 Run = tyro.conf.Positional[str]
-# Columns of `compare`, as many as fit into 80: heading and form.
+# The measures that `compare` shows, under headings with which they fit into 80 columns.
 COMPARED = {
-    "reward": ("reward", ".2f"),
-    "sentiment": ("sentim.", ".3f"),
-    "vader": ("vader", ".3f"),
-    "kl": ("KL", ".2f"),
-    "gap": ("gap", ".2f"),
-    "length": ("length", ".1f"),
-    "perplexity": ("perpl.", ".1f"),
-    "distinct_texts": ("distinct", ".1%"),
+    **{"reward": "reward", "sentiment": "sentim.", "vader": "vader", "kl": "KL", "gap": "gap"},
+    **{"length": "length", "perplexity": "perpl.", "distinct_texts": "distinct"},
 }
 TASK = tuple(field.name for field in fields(EnvironmentArgs) if field.name != "num_envs")
 HIDDEN = (
@@ -309,10 +303,10 @@ class Compare:
         rows = [summary["after"] for summary in summaries.values()]
         table = Table(title="After training, fresh texts", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("run", overflow="fold")  # a name that is cut could be any run's
-        for heading, _ in COMPARED.values():
+        for heading in COMPARED.values():
             table.add_column(heading, justify="right", no_wrap=True)
         for name, after in zip(names, rows, strict=True):
-            table.add_row(name, *(_number(after.get(m), form) for m, (_, form) in COMPARED.items()))
+            table.add_row(name, *(_number(measure, after.get(measure)) for measure in COMPARED))
         tasks = [summary["arguments"] for summary in summaries.values()]
         other = [flag for flag in TASK if _differ([task.get(flag) for task in tasks])]
         if len(rows) > 1 and not other:
@@ -320,8 +314,7 @@ class Compare:
             for title, statistic in (("mean", np.mean), ("± error", standard_error)):
                 known = {m: [after[m] for after in rows if m in after] for m in COMPARED}
                 values = [float(statistic(x)) if len(x) > 1 else None for x in known.values()]
-                forms = [form for _, form in COMPARED.values()]
-                table.add_row(title, *map(_number, values, forms))
+                table.add_row(title, *map(_number, COMPARED, values))
         Console().print(table)
         if other:
             print(f"no mean, because the runs differ in {', '.join(map(cli.flag, other))}")
@@ -346,7 +339,8 @@ def _read_summary(run: Path) -> dict[str, Any]:
         ) from None
 
 
-def _number(value: float | None, form: str) -> str:
+def _number(measure: str, value: float | None) -> str:
+    form = report.MEASURES[measure][-1].lstrip("+")
     return "" if value is None else f"{value:{form}}"
 
 

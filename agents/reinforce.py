@@ -159,9 +159,6 @@ class REINFORCE(Saving):
 
     _wrap_env = staticmethod(wrap_token_env)
 
-    def _token_ids(self) -> list[int] | None:
-        return None if self.env is None else self.env.get_attr("vocabulary")[0].token_ids.tolist()
-
     def _begin(self, pretrained: str | GPT2 | None) -> None:
         """Builds the policy, with the start model's weights or fresh ones, and freezes a copy."""
         token_ids = self._token_ids()

@@ -34,6 +34,10 @@ class Saving(BaseAlgorithm):
     # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
     _random_states: list[dict[str, Any]] | None
 
+    def _token_ids(self) -> list[int] | None:
+        """The GPT-2 token of each action; None without an environment."""
+        return None if self.env is None else self.env.get_attr("vocabulary")[0].token_ids.tolist()
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
 
@@ -166,7 +170,7 @@ class Saving(BaseAlgorithm):
             self.action_space = spaces.Discrete(config["vocab_size"])
             self.n_envs = 1
             return
-        with_vocabulary(config, self.env.get_attr("vocabulary")[0].token_ids.tolist())
+        with_vocabulary(config, self._token_ids())
         if self.observation_space.shape != (length,):
             raise ValueError(
                 f"the checkpoint's observations hold {length} tokens, env's"

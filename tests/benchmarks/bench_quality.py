@@ -448,7 +448,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, …")
     parser.add_argument(
-        "--gap", type=float, default=2.5, help="nats a text from the optimum, where a run ends"
+        "--gap", type=float, default=2.4, help="nats a text from the optimum, where a run ends"
     )
     parser.add_argument("--cap", type=float, default=600, help="seconds of training")
     parser.add_argument(
