@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -529,3 +530,28 @@ def test_fewer_updates_than_were_made_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         training.main(["--out", out, "--resume", "--updates", "1"])
     assert "--updates 1:" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_used_again():
+    """A tensor of 64 MB takes some 16,000 new pages from the kernel, unless freed ones were kept."""
+    program = """
+import resource
+import torch
+from agents.training import keep_freed_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(new_pages())
+keep_freed_memory()
+new_pages()
+print(new_pages())
+"""
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    by_default, kept = map(int, output.stdout.split())
+    assert kept * 10 < by_default
