@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents import cli
+from agents.advantages import BaselineKind
+from agents.distributed import Parallel
+from agents.hyperparameters import KLEstimator, LRDecay
+from agents.policy import Precision
 from agents.runs import RunFolder, run_folders
 
 
@@ -33,7 +37,7 @@ class RunArgs:
     """seed of everything random"""
     device: str = "auto"
     """cpu, cuda, cuda:1...; auto: cuda if there is one"""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Parallel = "ddp"
     """under torchrun: each process has the whole model, or a part of it"""
     updates: int = 80
     """gradient steps in all, earlier ones included"""
@@ -44,7 +48,7 @@ class RunArgs:
     eval_episodes: int = 256
     """texts to judge before and after"""
     start_episodes: int = 4096
-    """the start model's texts that the optimum is measured on, for runs with KL; 0: no gap to it"""
+    """texts of the start model that the optimum is estimated from, for runs with KL; 0: no gap"""
     tensorboard: bool = False
     """also log for TensorBoard, in --out"""
     track: Literal["trackio", "wandb"] | None = None
@@ -72,9 +76,9 @@ class EnvironmentArgs:
     target: Literal["positive", "negative"] = "positive"
     """the sentiment to write"""
     length_penalty: float = 0.5
-    """weight of the length penalty, per share of max_tokens beyond --target-length"""
+    """weight of the length penalty: times the tokens outside --target-length, over --max-tokens"""
     target_length: tuple[int, int] = (8, 20)
-    """LO HI: tokens without penalty; texts of fewer --max-tokens than LO all pay some"""
+    """LO HI: lengths without penalty; with --max-tokens below LO every text is penalised"""
     repetition_penalty: float = 0.0
     """weight of the share of repeated bigrams"""
 
@@ -92,8 +96,8 @@ class ModelArgs:
     n_embd: int = 128
     """width of a random model"""
     initial_length: float | None = None
-    """tokens that a random model writes at first, about; default: until it draws the end by chance"""
-    precision: Literal["fast", "auto", "fp32", "bf16"] = "fast"
+    """expected length of a random model's first texts; default: every token about equally likely"""
+    precision: Precision = "fast"
     """auto: bf16 on CUDA; fast: also on a CPU with instructions for it (AVX512-BF16, AMX)"""
     cuda_graphs: bool = True
     """on a GPU, write texts by replaying CUDA graphs"""
@@ -109,13 +113,13 @@ class ReinforceArgs:
 
     learning_rate: float = 7e-4
     """AdamW's"""
-    lr_decay: Literal["constant", "linear", "cosine"] = "linear"
+    lr_decay: LRDecay = "linear"
     """decay of the learning rate over --updates"""
     warmup_updates: int = 0
     """updates of rising learning rate"""
     gamma: float = 1.0
     """discount"""
-    baseline: Literal["auto", "none", "mean", "ema", "rloo", "value"] = "auto"
+    baseline: Literal["auto", BaselineKind] = "auto"
     """subtracted from the returns; auto: rloo"""
     group_size: int | None = None
     """rows with the same prompt, for rloo; default 4, or all"""
@@ -127,7 +131,7 @@ class ReinforceArgs:
     """weight of the value loss, for --baseline value"""
     kl_coef: float = 0.03
     """weight of the KL divergence from the start model"""
-    kl_estimator: Literal["k1", "k3", "exact"] = "k1"
+    kl_estimator: KLEstimator = "k1"
     """k1: sampled, in the reward; k3: sampled, in the loss; exact: summed over the vocabulary"""
     max_grad_norm: float = 1.0
     """the gradient is clipped to this norm"""
@@ -187,6 +191,8 @@ PRESETS = {
     ),
 }
 RANDOM_ONLY = ("n_layer", "n_head", "n_embd", "initial_length")  # other models bring their own
+PATHS = ("model", "sentiment_model", "prompts")  # flags that may name a file or a directory
+OURS = ("reviews", "random", "bundled", "vader")  # start models and judges of these packages
 # What --resume may change: what leaves the task and its gradient as they are.
 RESUMABLE = {f.name for f in fields(RunArgs)} - {"preset", "seed"} | {"micro_batch_size"}
 
@@ -202,8 +208,8 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
         folder = RunFolder(first.out or latest)
         if not folder.checkpoints():
             raise ValueError(f"--resume: {folder.path} holds no run with a checkpoint; check --out")
-        recorded = cli.from_values(Args, folder.read_arguments())
-        args = cli.parse(Args, argv, default=recorded)
+        recorded = _with_absolute_paths(cli.from_values(Args, folder.read_arguments()))
+        args = _with_absolute_paths(cli.parse(Args, argv, default=recorded))
         for name, value in args.flat().items():
             if name not in RESUMABLE and value != recorded.flat()[name]:
                 raise ValueError(
@@ -213,9 +219,23 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
                 )
         args.run.out = str(folder.path)
     else:
-        args = cli.parse(Args, argv, default=PRESETS[first.preset])
+        args = _with_absolute_paths(cli.parse(Args, argv, default=PRESETS[first.preset]))
         args.run.out = first.out or str(next(path for path in folders if not path.exists()))
     check(args)
+    return args
+
+
+def is_local(name: str) -> bool:
+    """Whether a start model, a judge or a file of prompts is of this machine."""
+    return name not in OURS and Path(name).expanduser().exists()
+
+
+def _with_absolute_paths(args: Args) -> Args:
+    """The run's record must hold in any working directory."""
+    for group in (args.environment, args.start):
+        for name in PATHS:
+            if (value := getattr(group, name, None)) and is_local(value):
+                setattr(group, name, str(Path(value).expanduser().resolve()))
     return args
 
 

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from agents.arguments import training_command
+from agents.arguments import OURS, PATHS, is_local, training_command
 from agents.atomic import atomic_write
 from agents.report import measure_rows
 
@@ -16,7 +16,6 @@ LICENSES = {
     **dict.fromkeys(("reviews", "random", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "mit"),
     "distilgpt2": "apache-2.0",
 }
-OURS = ("reviews", "random", "bundled", "vader")  # start models and judges of these packages
 REVIEWS_TERMS = (
     "The start model, `reviews`, learned from the Large Movie Review Dataset v1.0 (Maas et al. 2011,"
     " *Learning Word Vectors for Sentiment Analysis*, ACL). The data set names no license and asks to"
@@ -42,8 +41,8 @@ def _card(summary: Mapping[str, Any]) -> str:
 
     arguments = summary["arguments"]
     name, start = Path(arguments["out"]).resolve().name, arguments["model"]
-    on_hub = start not in OURS and not _is_local(start)
-    license = "unknown" if _is_local(start) else LICENSES.get(start, "unknown")
+    on_hub = start not in OURS and not is_local(start)
+    license = "unknown" if is_local(start) else LICENSES.get(start, "unknown")
     reward = EvalResult(
         task_type="reinforcement-learning",
         dataset_type="TextSentiment-v0",
@@ -87,21 +86,17 @@ def _card(summary: Mapping[str, Any]) -> str:
     return str(ModelCard(text))
 
 
-def _is_local(model: str) -> bool:
-    return model not in OURS and Path(model).expanduser().exists()
-
-
 def _public(model: str) -> str:
     """The name of a model, without the paths of this machine."""
-    return "of a local directory" if _is_local(model) else f"`{model}`"
+    return "of a local directory" if is_local(model) else f"`{model}`"
 
 
 def _public_command(arguments: Mapping[str, Any]) -> str:
     """The command, in which files and directories of this machine are named without their folders."""
-    values = {name: arguments[name] for name in ("model", "sentiment_model", "prompts")}
+    values = {name: arguments[name] for name in PATHS}
     names = {
         name: Path(value).expanduser().resolve().name
         for name, value in values.items()
-        if value and _is_local(value)
+        if value and is_local(value)
     }
     return training_command(arguments, names)

@@ -10,10 +10,8 @@ import torch
 from hypothesis import HealthCheck, example, given, seed, settings
 from hypothesis import strategies as st
 
-from agents import REINFORCE, distributed
-from agents.advantages import BASELINES
+from agents import REINFORCE
 from agents.arguments import PRESETS, RESUMABLE, Args, ReinforceArgs, RunArgs, parse_arguments
-from agents.hyperparameters import KL_ESTIMATORS, LR_DECAYS
 
 
 @pytest.fixture(autouse=True)
@@ -42,12 +40,7 @@ def make_run(folder, argv=()):
     return arguments
 
 
-def test_choices_are_the_librarys():
-    hints = get_type_hints(ReinforceArgs)
-    assert get_args(hints["baseline"]) == ("auto", *BASELINES)
-    assert get_args(hints["lr_decay"]) == LR_DECAYS
-    assert get_args(hints["kl_estimator"]) == KL_ESTIMATORS
-    assert get_args(get_type_hints(RunArgs)["parallel"]) == distributed.PARALLEL
+def test_choices_are_the_presets():
     assert get_args(get_type_hints(RunArgs)["preset"]) == tuple(PRESETS)
 
 
@@ -78,8 +71,8 @@ def test_presets_are_the_defaults_of_all_other_flags(preset):
         (["--adam-eps", "0"], "--adam-eps 0.0: must be above 0"),
         (["--num-envs", "-3"], "--num-envs -3: must be at least 1"),
         (["--seed", "-1"], "--seed -1: must lie in [0, 2**32)"),
-        (["--device", "cuda:99"], "--device cuda:99: torch sees none"),
-        (["--device", "quantum"], "--device quantum: torch sees none"),
+        (["--device", "cuda:99"], "--device cuda:99: torch finds no such device"),
+        (["--device", "quantum"], "--device quantum: torch finds no such device"),
         (["--learning-rate", "fast"], "--learning-rate"),
         (["--baseline", "best"], "'best'"),
         (["--resume"], "--resume: runs/reviews-seed0 holds no run with a checkpoint"),
@@ -94,7 +87,9 @@ def test_refused(argv, message, capsys):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused(capsys):
-    assert "--device cuda: torch sees none; use auto, cpu" in fails(capsys, "--device", "cuda")
+    assert "--device cuda: torch finds no such device; use auto, cpu" in fails(
+        capsys, "--device", "cuda"
+    )
 
 
 def test_tensorboard_must_be_installed(monkeypatch, capsys):
@@ -194,6 +189,22 @@ def test_flags_that_would_alter_the_task_are_refused_by_name(name, tmp_path, cap
     line = fails(capsys, "--out", str(tmp_path / "run"), "--resume", given, *values)
     assert f"error: {flag} " in line
     assert f"cannot change it from {started[name]}, with which" in line
+
+
+def test_files_are_recorded_so_that_any_working_directory_finds_them(tmp_path, monkeypatch):
+    (tmp_path / "openings.txt").write_text("I think")
+    (tmp_path / "gpt2").mkdir()
+    files = ["--prompts", "openings.txt", "--model", "gpt2"]
+    recorded = make_run(tmp_path / "run", files)
+    assert recorded["prompts"] == str(tmp_path / "openings.txt")
+    assert recorded["model"] == str(tmp_path / "gpt2")
+    assert recorded["sentiment_model"] == "bundled"
+    args = parse_arguments(["--out", "run", "--resume", *files]).flat()  # the same, no change
+    assert args["prompts"] == recorded["prompts"]
+    monkeypatch.chdir("/")
+    assert parse_arguments(["--out", str(tmp_path / "run"), "--resume"]).flat() == args | {
+        "out": str(tmp_path / "run")
+    }
 
 
 def test_a_flag_with_its_recorded_value_is_no_change(tmp_path):
