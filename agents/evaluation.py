@@ -1,4 +1,4 @@
-"""How good a policy's texts are: the reward, beside what the hacking of a reward would spoil."""
+"""Evaluates a policy's texts: their reward, and measures that suffer when a reward is hacked."""
 
 from __future__ import annotations
 
@@ -14,19 +14,15 @@ import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 from agents import distributed
 from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.metrics import standard_error
-from agents.policy import GPT2Policy, masked_places
+from agents.policy import GPT2Policy
 from agents.rollout import collect_episodes, numbers, seeded
-from agents.sampling import at_least_float32
 from agents.sb3_vec_env import wrap_token_env
 from text_sentiment_env import SentimentModel, Vocabulary
-
-ROWS = 1024  # of logits (rows, V) that exist at a time
 
 
 def evaluate(
@@ -60,7 +56,8 @@ def evaluate(
     Returns:
         Means over the texts: `reward`, with `reward_standard_error`; every number of the last step's
         info (`sentiment`, `length`, `length_penalty`…); `end_rate`, the share of texts ended by
-        `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text);
+        `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text), of
+        whole next-token distributions, which has less noise than that of the tokens drawn;
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
         among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
         `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
@@ -111,23 +108,23 @@ def _evaluate(
     generated: list[list[int]] = []
     vocabulary = env.get_attr("vocabulary")[0]
     kls: list[float] = []
-    sums = torch.zeros(2, dtype=torch.float64)
+    entropy = reference_log_prob = 0.0
     while len(rewards) < n_episodes:
         batch = collect_episodes(policy, env)
         assert batch is not None
         keep = slice(0, n_episodes - len(rewards))
-        texts, mask = batch.rows(keep)
-        batch_sums, batch_kls = _token_sums(policy, reference, texts, mask)
-        sums += batch_sums
-        kls += batch_kls.tolist()
-        rewards += batch.rewards[keep].sum(1).tolist()
+        texts, mask = batch.texts[keep], batch.mask[keep].cpu()
+        scores = policy.evaluate_texts(texts, mask, start=reference)
+        entropy += float(scores.entropy.double().sum())
+        reference_log_prob += float(scores.start_log_prob.double().sum())
+        kls += scores.kl.double().sum(1).tolist()
+        rewards += batch.returns[keep].tolist()
         infos += batch.infos[keep]
         for text, written in zip(texts.tolist(), mask.tolist(), strict=True):
             prompts.append(vocabulary.decode(text[: written.index(True)]))
             generated.append(list(itertools.compress(text, written)))
         progress(len(rewards), n_episodes)
     n, tokens = len(rewards), sum(map(len, generated))
-    entropy, reference_log_prob = sums.tolist()
     end = policy.end_index
     words = [tokens[:-1] if tokens[-1] == end else tokens for tokens in generated]
     result: dict[str, Any] = {
@@ -172,36 +169,6 @@ def _numbers(
         )
     columns |= {name: judge(texts) for name, judge in judges.items()}
     return {name: np.asarray(column).tolist() for name, column in columns.items()}
-
-
-def _token_sums(
-    policy: GPT2Policy, reference: GPT2, texts: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sums over all written tokens of entropy and reference log-probability, and each text's KL.
-
-    The KL is that of each next-token distribution, not only of the token drawn: the same mean with
-    less noise, and never below 0.
-    """
-    sums = torch.zeros(2, dtype=torch.float64, device=texts.device)
-    mask = mask.cpu()  # once: each value read makes the host wait for a GPU
-    rows, columns, _ = masked_places(mask, texts.device)
-    tokens = texts[rows, columns].long()
-    current = policy.hidden_states(texts, mask)
-    start = policy.hidden_states(texts, mask, reference)
-    kl = torch.zeros(len(tokens), dtype=torch.float64, device=texts.device)
-    for first in range(0, len(tokens), ROWS):
-        chunk = slice(first, first + ROWS)
-        with policy.autocast():  # as in sampling: other logits would be another distribution's
-            logits, start_logits = policy.gpt2.head(current[chunk]), reference.head(start[chunk])
-        log_p = at_least_float32(logits).log_softmax(-1)  # (rows, V)
-        log_q = at_least_float32(start_logits).log_softmax(-1)
-        p = log_p.exp()
-        sums[0] -= (p * log_p).sum()
-        kl[chunk] = p.mul_(log_p.sub_(log_q)).sum(-1).double()
-        sums[1] += log_q.gather(1, tokens[chunk, None]).sum()
-    by_text = torch.zeros(len(texts), dtype=kl.dtype, device=kl.device).index_add(0, rows, kl)
-    values = torch.cat([sums, by_text]).cpu()  # one read
-    return values[:2], values[2:]
 
 
 def _pieces(vocabulary: Vocabulary, tokens: list[int]) -> list[str]:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from gymnasium import spaces
@@ -19,8 +19,9 @@ from agents.generation import generate_text
 from agents.gpt2 import GPT2, GPT2Config
 from agents.prefix_cache import PrefixCache
 from agents.sampling import at_least_float32, mask_after_end, sample
+from text_sentiment_env import checks
 
-PRECISIONS = ("auto", "fp32", "bf16", "fast")
+Precision = Literal["auto", "fp32", "bf16", "fast"]
 
 
 class TokenEvaluation(NamedTuple):
@@ -35,7 +36,7 @@ class TokenEvaluation(NamedTuple):
 
 
 class GPT2Policy(ActorCriticPolicy):
-    """GPT-2 over the environment's vocabulary, with a linear value head on its last layer.
+    """GPT-2 over the environment's vocabulary, with a linear value head on its last hidden state.
 
     Reads observations `Box(0, V, (L,), int64)` padded on the right with V, and writes actions
     `Discrete(V)`, of which the last is `<|endoftext|>`. Every text is read behind that token, as in
@@ -81,20 +82,20 @@ class GPT2Policy(ActorCriticPolicy):
             cuda_graphs: on a GPU, writes episodes by replaying CUDA graphs.
             compile: on a GPU, runs through `torch.compile`: the first update takes up to half a
                 minute longer, and later ones of many texts are quicker.
-            initial_length: about how many tokens the fresh weights write, `<|endoftext|>` included,
-                above 1; None: as many as tokens drawn evenly, V on average. A judge that pays only
-                for language pays nothing for long random texts, and one or two words are language:
-                with a few tokens an agent has something to learn from.
-            optimizer_class: AdamW decays matrices only, not biases, norms and the value head.
-            optimizer_kwargs: its other arguments; None: no decay, and AdamW's fused kernel.
+            initial_length: expected length of the first texts of fresh weights, `<|endoftext|>`
+                included, above 1. None: all tokens are about equally likely, V tokens on average. A
+                judge that pays only for language pays nothing for long random texts; one or two words
+                are often language, and give the agent a first signal.
+            optimizer_class: of torch. Weight decay applies to matrices and embeddings, not to biases,
+                norms and the value head.
+            optimizer_kwargs: its other arguments; None: no weight decay, and AdamW's fused kernel.
             use_sde: for SB3's sake; must be False.
 
         Raises:
             ValueError: for spaces or a config that don't fit each other.
         """
         self.config = _fitting_config(config, observation_space, action_space)
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r} must be one of {', '.join(PRECISIONS)}")
+        checks.one_of("precision", precision, get_args(Precision))
         if initial_length is not None and not 1 < initial_length < math.inf:
             raise ValueError(f"initial_length={initial_length!r} must be above 1, or None")
         if use_sde:
@@ -206,7 +207,7 @@ class GPT2Policy(ActorCriticPolicy):
         return ids, 1 + (~padding).sum(1)
 
     def last_hidden(self, obs: Tensor) -> Tensor:
-        """The last layer at the end of each text, where the next token is decided: (B, L) to (B, C).
+        """The last hidden state at the end of each text, which predicts the next token: (B, L) to (B, C).
 
         Without gradients, tokens of a row that an earlier call has read are not read again.
         """
@@ -338,8 +339,8 @@ class GPT2Policy(ActorCriticPolicy):
 
         Args:
             texts: final observations (B, L) int64.
-            mask: the tokens to evaluate, bool (B, L). It is read on the CPU: where it is already
-                there, nothing waits for a GPU.
+            mask: the tokens to evaluate, bool (B, L). Pass it on the CPU, where its indices are
+                computed: a mask on a GPU makes the host wait.
             gpt2: another model of the same vocabulary, for which entropies and values stay 0; None:
                 this policy's.
             start: a start model, to compute the exact KL to it; None: KL stays 0.
@@ -368,24 +369,10 @@ class GPT2Policy(ActorCriticPolicy):
         written = log_prob, entropy, values, kl, start_log_prob
         return TokenEvaluation(*(empty.index_put((rows, columns), x) for x in written))
 
-    def hidden_states(self, texts: Tensor, mask: Tensor, gpt2: GPT2 | None = None) -> Tensor:
-        """The last layer of finished texts, where each masked token is decided, in one pass.
-
-        Args:
-            texts: final observations (B, L) int64.
-            mask: the N tokens, bool (B, L), as for `evaluate_texts`.
-            gpt2: another model of the same vocabulary; None: this policy's.
-
-        Returns:
-            float32 (N, C), row by row.
-        """
-        hidden, places = self._hidden_at(texts, *masked_places(mask, texts.device), gpt2)
-        return hidden if places is None else hidden.index_select(0, places)
-
     def _hidden_at(
         self, texts: Tensor, rows: Tensor, columns: Tensor, width: int, gpt2: GPT2 | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The last layer (M, C), and the row of it that decides each token (N,); None: one each."""
+        """The last hidden states (M, C), and the row that predicts each token (N,); None: one each."""
         model = self.gpt2 if gpt2 is None else gpt2
         ids, lengths = self.to_model_input(texts)  # the token of column j is decided at position j
         ids = ids[:, :width]
@@ -393,7 +380,7 @@ class GPT2Policy(ActorCriticPolicy):
             # The head, most of a small model's work, sees only these places.
             if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
                 return at_least_float32(model.hidden(ids)[rows, columns]), None
-            # <|endoftext|> is read of every text, so that even empty ones have a node.
+            # The leading <|endoftext|> of every text is read, so that an empty text has a node too.
             hidden, nodes = model.packed_hidden(ids, _mask((lengths - 1).clamp(min=1), width))
             used, places = nodes[rows, columns].unique(return_inverse=True)
             return at_least_float32(hidden.index_select(0, used)), places

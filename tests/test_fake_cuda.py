@@ -27,7 +27,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
 from agents import GPT2, REINFORCE, GPT2Config, GPT2Policy
-from agents.evaluation import _token_sums
 from agents.rollout import Episodes
 
 pytestmark = pytest.mark.skipif(
@@ -174,20 +173,11 @@ def test_texts_are_evaluated_in_one_read_or_none(fake, here):
     with unset_fake_temporarily():
         on_cpu = torch.tensor(mask)
     masks = on_cpu, torch.ones(B, L, dtype=torch.bool, device="cuda")
-    for function in (policy.evaluate_texts, policy.hidden_states):
+    for start in (None, make_gpt2()):
         with Host(mask) as host:
-            result = function(texts, masks[here])
+            result = policy.evaluate_texts(texts, masks[here], start=start)
         assert is_on_cuda(*result)
         assert host.reads == here
-
-
-@torch.no_grad()
-def test_token_sums_read_twice(fake):
-    mask = [[True] * 5 + [False] * 3] * B
-    with Host(mask, [0.0] * 3) as host:
-        on_cuda = torch.ones(B, L, dtype=torch.bool, device="cuda")
-        _token_sums(make_policy(), make_gpt2(), random_ids(B, L), on_cuda)
-    assert host.reads == 2
 
 
 @pytest.mark.parametrize("micro_batch_size", [None, 2])
