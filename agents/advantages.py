@@ -7,12 +7,14 @@ that the agent wrote; each row's are contiguous.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-BASELINES = ("none", "mean", "ema", "rloo", "value")
+BaselineKind = Literal["none", "mean", "ema", "rloo", "value"]
+BASELINES = get_args(BaselineKind)
 EMA_DECAY = 0.9
 DEFAULT_GROUP_SIZE = 4
 

@@ -1,4 +1,4 @@
-"""What a training run shows and keeps: progress bar, lines in the terminal, checkpoints, CSV log."""
+"""Callbacks of a training run: progress bar, checkpoints, and CSV logs that resume."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CheckpointCallback(BaseCallback):
     """Saves between two updates, every `save_every` of them and after the last."""
 
     def __init__(self, save: Callable[[Any], None], save_every: int) -> None:
-        """`save` takes the model; a run that goes on from what it wrote equals this one."""
+        """`save` is called with the model between two updates, where a resumed run can go on exactly."""
         super().__init__()
         self._save, self._save_every = save, save_every
 
@@ -93,7 +93,7 @@ class CheckpointCallback(BaseCallback):
 
 
 class ResumableCSV:
-    """A CSV file of rows, in which a resumed run goes on behind its checkpoint's last row.
+    """A CSV log that a resumed run continues: rows after its checkpoint's are dropped.
 
     A row is in the file when `append` returns, where it survives a kill of the program;
     `RunFolder.save` makes it survive a power cut.
@@ -213,7 +213,7 @@ class MonitorCSV(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         episodes = self.locals["episodes"]
-        returns, lengths = episodes.rewards.sum(1).tolist(), episodes.mask.sum(1).tolist()
+        returns, lengths = episodes.returns.tolist(), episodes.lengths.tolist()
         names, update = episodes.numbers(), self.model._n_updates + 1
         rows = []
         for r, n, info in zip(returns, lengths, episodes.infos, strict=True):

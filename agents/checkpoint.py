@@ -239,7 +239,7 @@ def check_contents(
 
 @contextmanager
 def checked(part: str) -> Iterator[None]:
-    """Names a part of a checkpoint of which no model can be made."""
+    """Turns an error of building a model into a ValueError that names this part of the checkpoint."""
     try:
         yield
     except (TypeError, RuntimeError) as error:
@@ -440,7 +440,7 @@ def set_row_states(env: VecEnv, states: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _check_random_state(state: dict[str, Any]) -> None:
-    """Raises ValueError for what generators do not hold, once it is set, as it was given."""
+    """Raises ValueError unless every generator, set to its state, returns the same state."""
     try:
         version, internal, gauss = state["python"]
         python, legacy, cpu = random.Random(), np.random.RandomState(), torch.Generator()

@@ -195,7 +195,7 @@ def check_device(name: str) -> None:
     there += [f"{kind}:{i}" for kind in there for i in range(torch.accelerator.device_count())]
     if name not in there:
         raise ValueError(
-            f"--device {name}: torch sees none; use {', '.join(['auto', 'cpu', *there])}"
+            f"--device {name}: torch finds no such device; use {', '.join(['auto', 'cpu', *there])}"
         )
 
 

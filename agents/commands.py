@@ -1,4 +1,4 @@
-"""What one does with a trained model: write with it, judge it, compare it, play against it."""
+"""Commands for trained models: generate, evaluate, compare, play, watch, report, info."""
 
 from __future__ import annotations
 
@@ -46,11 +46,6 @@ COMPARED = {
     **{"length": "length", "perplexity": "perpl.", "distinct_texts": "distinct"},
 }
 TASK = tuple(field.name for field in fields(EnvironmentArgs) if field.name != "num_envs")
-HIDDEN = (
-    "episodes",
-    "reward_standard_error",
-    "gap_standard_error",
-)  # no rows of `evaluate`'s table
 
 
 class Loaded(NamedTuple):

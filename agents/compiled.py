@@ -32,8 +32,8 @@ def compiled_blocks(
 ) -> Tensor:
     """GPT-2's blocks and its last norm, (B, S, C) to (B, S, C).
 
-    A block is compiled as a whole, or all of it but its attention to a cache, whose length changes
-    with each token.
+    Without a cache each block is compiled whole. With one, its attention runs uncompiled, because the
+    cache's length changes with every token.
     """
     if cache is None:
         for block in blocks:

@@ -52,8 +52,8 @@ def _kernel(  # type: ignore[no-untyped-def]  # Triton's types are not Python's
 def decode_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention of q (B, H, 1, D) to k and v (B, H, L, D): (B, H, 1, D).
 
-    Computed in float32. Channels are next to each other in memory, and the tokens of k and v, which
-    are strided alike. D is a power of 2.
+    Computed in float32. Channels must be contiguous, k and v must have contiguous tokens and equal
+    strides, and D must be a power of 2.
     """
     B, H, L, D = k.shape
     out = q.new_empty(B, 1, H, D)

@@ -1,4 +1,4 @@
-"""Data-parallel training under torchrun. Every function does nothing in a single process.
+"""Data-parallel training under torchrun. In a single process the exchanges return what they are given.
 
 Each process, a rank, writes and reads its own rows of the batch, `shard(B)`. Texts and rewards are
 gathered, so that every rank computes the same advantages, metrics and decisions from the whole batch.
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PARALLEL = ("ddp", "fsdp")
+Parallel = Literal["ddp", "fsdp"]
 TIMEOUT = timedelta(hours=2)  # of ranks that wait, as for an evaluation on the first one
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -90,7 +90,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_parts(parts: Sequence[Tensor]) -> Tensor:
-    """All ranks' rows, of which each rank holds its own in parts: (B, …)."""
+    """Joins this rank's micro-batches, then gathers the rows of all ranks: (B, …)."""
     return gather(torch.cat([*parts]))
 
 
@@ -118,7 +118,7 @@ def agree_on_seed(seed: int | None) -> int | None:
 
 
 def seed_draws(seed: int, updates: int) -> None:
-    """Gives each rank random numbers of its own; a resumed run gets others by its `updates`."""
+    """Seeds this rank from (seed, updates, rank): ranks draw differently, and a resumed run anew."""
     sequence = np.random.SeedSequence((seed, updates, rank()))
     set_random_seed(int(sequence.generate_state(1)[0]), using_cuda=torch.cuda.is_available())
 

@@ -1,7 +1,7 @@
-"""How much reward a KL budget can buy, known exactly from texts of the start model alone.
+"""How much reward a KL budget can buy, estimated from texts of the start model alone.
 
-REINFORCE with a KL penalty maximises J(π) = E_π[r] - β·KL(π, π₀). Its optimum is known (Ziegler et al.
-2019, Korbak et al. 2022, "RL with KL penalties is better viewed as Bayesian inference"):
+REINFORCE with a KL penalty maximises J(π) = E_π[r] - β·KL(π, π₀). Its optimum is known in closed form
+(Ziegler et al. 2019, Korbak et al. 2022, "RL with KL penalties is better viewed as Bayesian inference"):
 
     π*(x) = π₀(x) exp(r(x)/β) / Z,    Z = E₀[exp(r/β)],    J* = J(π*) = β log Z,
 
@@ -36,7 +36,7 @@ from text_sentiment_env import SentimentModel
 Floats = npt.NDArray[np.float64]
 START_TEXTS = "start_texts.npz"  # the cache of a training run, in its folder
 KL_COEFS = tuple(np.geomspace(30.0, 0.01, 50).tolist())  # of a curve
-FEWEST_SAMPLES = 50  # a point made from fewer effective samples is too rough to draw
+FEWEST_SAMPLES = 50  # effective samples of a point that is drawn, or that a gap is measured to
 
 
 class Estimate(NamedTuple):
@@ -53,7 +53,8 @@ class Point:
     Attributes:
         kl: KL to the start model, in nats a text; for best-of-n its upper bound.
         effective_samples: the number of unweighted texts with as much information, (Σw)²/Σw² for
-            weights w (Kish 1965). Below about a hundred the other numbers are rough.
+            weights w (Kish 1965). The other numbers are rough below a hundred, and not drawn below
+            FEWEST_SAMPLES.
         means: of the reward and of every other measure; with the start model's `log_prob` and the
             `tokens` of each text also the `perplexity` under it, a token.
     """
@@ -297,8 +298,8 @@ def _measure(
     infos, mask = episodes.infos, episodes.mask.cpu()
     log_prob = policy.evaluate_texts(episodes.texts, mask).log_prob
     columns = {
-        "reward": episodes.rewards.sum(1).double().cpu().numpy(),
-        "tokens": mask.sum(1).double().numpy(),
+        "reward": episodes.returns.double().cpu().numpy(),
+        "tokens": episodes.lengths.double().cpu().numpy(),
         "log_prob": log_prob.double().sum(1).cpu().numpy(),
     }
     for name in numbers(infos):

@@ -1,8 +1,8 @@
 """Log-probabilities and KL under a head, by compiled kernels: a GPU reads each logit once or twice.
 
-The same values as `log_probs`, whose many passes over few rows suit a processor's cache. On a GPU
-the passes over the logits (M, V) take longer than the matrix products. `torch.compile` makes one
-kernel of those in the forward pass, and one of those in the backward pass.
+The values are those of `log_probs`, which passes many times over few rows: that suits a CPU's cache.
+On a GPU such passes over the logits (M, V) take longer than the matrix products. `torch.compile`
+fuses them, into one kernel in the forward pass and one in the backward pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fused_log_probs(
     """`log_probs_and_kl` of a token for each row; without a start model the last two are 0.
 
     Args:
-        hidden: the last layer where tokens are decided, (M, C).
+        hidden: last hidden states, (M, C).
         weight: the head, (V, C).
         tokens: (M,) int64.
         start_hidden, start_weight: the start model's, which get no gradients.

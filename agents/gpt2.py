@@ -1,9 +1,10 @@
 """GPT-2 from scratch: attention, MLP, block, model.
 
 The network of Radford et al. (2019), equal to Hugging Face's checkpoints number for number: pre-norm
-blocks, learned positions, tanh GELU, an output head tied to the token embedding. What it stands on
-knows only sizes and tensors: `gpt2_config`, `kv_cache`, `packing`, `sampling`, `log_probs` and
-`cuda_graphs`; `pretrained` and `tokenizer` write and read its files.
+blocks, learned positions, tanh GELU, an output head tied to the token embedding. The modules below
+it know only sizes and tensors: `gpt2_config`, `kv_cache`, `packing`, `sampling` and `log_probs`; for
+GPUs `compiled`, `fused_log_probs`, `decode_attention` and `cuda_graphs`. `pretrained` and `tokenizer`
+read and write its files.
 
 Letters in shapes: B rows, T positions, S new positions, C channels, H heads, D = C / H, V tokens.
 
@@ -190,7 +191,7 @@ class GPT2(nn.Module):
         return self.config.eos_token_id
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """From now on runs on a GPU by compiled kernels: `torch.compile`'s, and for decoding one of ours.
+        """Uses compiled kernels on a GPU from now on: `torch.compile`'s, and our Triton kernel for decoding.
 
         The first pass of each kind takes seconds. On a CPU nothing changes. Copies stay compiled.
         """
@@ -228,12 +229,12 @@ class GPT2(nn.Module):
         cache_rows: Tensor | None = None,
         cache_length: int | None = None,
     ) -> Tensor:
-        """The last layer's output after `ln_f`: (B, S) int64 to (B, S, C), the head's input.
+        """The last hidden states, after `ln_f`: (B, S) int64 to (B, S, C), the head's input.
 
         Without `positions` each row of ids is a text from its start. Texts are padded on the right,
         where no token looks. With `positions` and a cache, ids continue the cached texts: each token
-        is stored at its position and sees all that is stored at or before it. Padding of a ragged
-        chunk may be written behind a row's end, because later tokens replace it.
+        is stored at its position and sees all that is stored at or before it. In a ragged chunk,
+        padding may be written past a row's end: later tokens overwrite it before any token sees it.
 
         Args:
             ids: rows of the vocabulary, (B, S) int64.
@@ -270,8 +271,8 @@ class GPT2(nn.Module):
             mask: the real tokens, bool (B, S); each row's come first.
 
         Returns:
-            The last layer of the N distinct prefixes (N, C), and which of them ends at each place
-            of the texts, (B, S) int64, 0 at the padding.
+            The last hidden states of the N distinct prefixes (N, C), and which of them ends at each
+            place of the texts, (B, S) int64, 0 at the padding.
         """
         self._check_ids(ids)
         packing = Packing(ids, mask)
@@ -308,12 +309,13 @@ class GPT2(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of tokens, and entropies of the distributions they were drawn from.
 
-        Equal to a log-softmax of `head(hidden)`, of which large logits (M, V) never exist as a whole.
+        Equal to a log-softmax of `head(hidden)`. Where the logits (M, V) are large, they are made a few
+        rows at a time, and again for the gradient.
 
         Args:
-            hidden: the last layer where tokens are decided, (M, C).
+            hidden: last hidden states, (M, C).
             tokens: (N,) int64.
-            places: the row of `hidden` that decides each token, (N,) int64; None: one each, in order.
+            places: the row of `hidden` that predicts each token, (N,) int64; None: row i predicts token i.
             entropies: False leaves them 0, which saves time.
 
         Returns:
@@ -336,7 +338,7 @@ class GPT2(nn.Module):
         Args:
             hidden, tokens, places: see `log_probs`.
             start: of the same vocabulary; it gets no gradients.
-            start_hidden: its last layer at the same places, (M, its C).
+            start_hidden: its hidden states for the same prefixes, (M, its C).
 
         Returns:
             Log-probabilities (N,), entropies and KL (M,), and the start model's log-probabilities (N,).
@@ -384,7 +386,7 @@ class GPT2(nn.Module):
                 time, and replays it from then on: same sizes, settings and memory of the weights.
 
         Returns:
-            The new tokens, (B, max_new_tokens) int64; `end_index` fills a row behind its end.
+            The new tokens, (B, max_new_tokens) int64; `end_index` fills a row after its end.
             A row's tokens do not depend on when the others end.
 
         Raises:
@@ -399,18 +401,17 @@ class GPT2(nn.Module):
         settings = Decoding(max_new_tokens, temperature, top_k, end, self._runs_compiled(ids))
         if cuda_graph:
             return self._decode_by_graph(ids, lengths, u, settings)
-        # On a GPU every row decodes to the end: checking which are done would synchronise at each
-        # token.
+        # On a GPU all rows decode to the end: a look at which are done would synchronise each token.
         decode = self._decode_dropping if ids.is_cpu else self._decode_static
         return decode(ids, lengths, u, settings)
 
     def _decode_dropping(
         self, ids: Tensor, lengths: Tensor | None, u: Tensor | None, settings: Decoding
     ) -> Tensor:
-        """Decodes token by token. Rows are dropped as they end, and read once while they are alike."""
+        """Decodes on a CPU: a row leaves the batch as its text ends, and equal texts are read once."""
         (B, T), end = ids.shape, settings.end
         new = torch.full((B, settings.max_new_tokens), -1 if end is None else end)
-        # Of the texts that go on: their rows, and of each the row of the cache, in ascending order.
+        # For each unfinished text its row of `new` and its row of the cache, in the latter's order.
         rows, node, ids, lengths = _distinct_prompts(ids, lengths)
         cache = self.new_cache(B, T + settings.max_new_tokens - 1)
         cache.keep(torch.arange(len(ids)), 0)
@@ -474,7 +475,7 @@ class GPT2(nn.Module):
         return self._graphs.run(key, decode, ids, *(x for x in (lengths, u) if x is not None))
 
     def _read_prompts(self, ids: Tensor, lengths: Tensor | None, cache: KVCache) -> Tensor:
-        """Fills the cache with prompts (B, T); the last layer at the end of each, (B, C)."""
+        """Fills the cache with prompts (B, T); returns the hidden state at the end of each, (B, C)."""
         B, T = ids.shape
         hidden = self._blocks(ids, slice(0, T), cache, cache.prefill(T))
         if lengths is None:
@@ -484,7 +485,7 @@ class GPT2(nn.Module):
     def _read_token(
         self, token: Tensor, lengths: Tensor | None, T: int, step: int, cache: KVCache
     ) -> Tensor:
-        """Reads the token (B,) that was drawn at `step`, behind prompts of `lengths` or of T: (B, C)."""
+        """Reads the token (B,) drawn at `step`, after prompts of `lengths` or of T; hidden (B, C)."""
         length = T + step + 1  # of the longest text
         if lengths is None:
             fused = self._runs_compiled(token) and not cache.head_size & (cache.head_size - 1)

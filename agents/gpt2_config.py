@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from text_sentiment_env import checks
-
-END_OF_TEXT_ID = 50256  # GPT-2's <|endoftext|>
+from text_sentiment_env.vocabulary import END_OF_TEXT_ID
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import Any, Literal, get_args
 
-from agents import distributed
 from agents.advantages import BASELINES
+from agents.distributed import Parallel
 from text_sentiment_env import checks
 
-KL_ESTIMATORS = ("k1", "k3", "exact")
-LR_DECAYS = ("constant", "linear", "cosine")
+KLEstimator = Literal["k1", "k3", "exact"]
+LRDecay = Literal["constant", "linear", "cosine"]
 HYPERPARAMETERS = (
     "learning_rate",
     "gamma",
@@ -78,9 +78,9 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
     """
     get = arguments.__getitem__
     checks.one_of("baseline", get("baseline"), ("auto", *BASELINES))
-    checks.one_of("kl_estimator", get("kl_estimator"), KL_ESTIMATORS)
-    checks.one_of("lr_decay", get("lr_decay"), LR_DECAYS)
-    checks.one_of("parallel", get("parallel"), distributed.PARALLEL)
+    checks.one_of("kl_estimator", get("kl_estimator"), get_args(KLEstimator))
+    checks.one_of("lr_decay", get("lr_decay"), get_args(LRDecay))
+    checks.one_of("parallel", get("parallel"), get_args(Parallel))
     for name in ("ent_coef", "vf_coef", "kl_coef"):
         check_number(name, get(name), 0, 1e18)  # above, a whole number fits no tensor
     if not callable(get("learning_rate")):
@@ -96,8 +96,8 @@ def check_hyperparameters(arguments: dict[str, Any]) -> None:
     checks.boolean("normalize_advantage", get("normalize_advantage"))
 
 
-def learning_rate_factor(decay: str, progress_remaining: float) -> float:
-    """The factor of the learning rate under a decay of `LR_DECAYS`, for a progress from 1 to 0."""
+def learning_rate_factor(decay: LRDecay, progress_remaining: float) -> float:
+    """The factor of the learning rate under this decay, for a progress from 1 to 0."""
     if decay == "linear":
         return progress_remaining
     if decay == "cosine":

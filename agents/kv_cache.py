@@ -46,7 +46,9 @@ class KVCache:
             for _ in range(config.n_layer)
         ]
         self.dtype = dtype or torch.get_default_dtype()
-        self._buffers = list(itertools.chain(*self.layers))  # of all rows that there may be
+        self._buffers = list(
+            itertools.chain(*self.layers)
+        )  # for all rows; `layers` shows the first
 
     def prefill(self, size: int) -> CacheView:
         """The first `size` tokens of all rows, each of which sees those before it."""
@@ -100,10 +102,10 @@ class KVCache:
             )
 
     def keep(self, rows: Tensor, length: int) -> None:
-        """Goes on with these rows alone, each as often as it is named, and their first positions.
+        """Keeps only these rows, in this order, with their first `length` positions.
 
         Args:
-            rows: of this cache, int64; no more than it was made for.
+            rows: of this cache, int64; one may be named several times. No more than it was made for.
             length: how many positions are stored.
         """
         self.batch_size = len(rows)

@@ -1,7 +1,8 @@
 """Log-probabilities and KL under a language-modelling head, without all logits at once.
 
-The logits (N, V) are the largest tensor of a small model's training by far. Here they are made a
-few rows at a time, in the forward pass and again in the backward pass.
+The logits (M, V) are the largest tensor of a small model's training by far. The forward pass makes
+them a few rows at a time. The backward pass reads the probabilities if they were few enough to keep
+(`Chunks.kept`), and makes them again otherwise.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ def log_probs(
     and summed in float32.
 
     Args:
-        hidden: the last layer where tokens are decided, (M, C).
+        hidden: last hidden states, (M, C).
         weight: the head, (V, C).
         tokens: (N,) int64.
-        places: the row of `hidden` that decides each token, (N,) int64; None: one each, in order.
+        places: the row of `hidden` that predicts each token, (N,) int64; None: row i predicts token i.
         entropies: False leaves them 0, which saves time.
         chunks: how many rows of logits to make at a time; None: by the device.
 
@@ -249,13 +250,13 @@ class _LogProbs(torch.autograd.Function):
 
 
 class _Decided:
-    """Which tokens each row of the logits decides."""
+    """Which tokens each row of the logits predicts."""
 
     def __init__(self, tokens: Tensor, places: Tensor | None) -> None:
         self.tokens, self.places = tokens, places
 
     def by(self, rows: slice, V: int) -> tuple[slice | Tensor, Tensor]:
-        """The tokens that some rows decide, and their entries in those rows' logits, read in order."""
+        """The tokens that some rows predict, and their flat indices in those rows' logits."""
         if self.places is None:
             tokens = self.tokens[rows]
             return rows, torch.arange(len(tokens), device=tokens.device) * V + tokens

@@ -50,12 +50,12 @@ class TextLog(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         episodes = self.locals["episodes"]
-        returns = episodes.rewards.sum(1).cpu().numpy()
+        returns = episodes.returns.cpu().numpy()
         texts = [" ".join(info["text"].split()) for info in episodes.infos[:TEXTS]]
         rows = [[r, text] for r, text in zip(returns.tolist(), texts, strict=False)]
         samples = "\n".join(f"- **{r:+.2f}** {text}" for r, text in rows)
         self.logger.record("rollout/returns", returns, exclude="csv")
-        self.logger.record("rollout/lengths", episodes.mask.sum(1).cpu().numpy(), exclude="csv")
+        self.logger.record("rollout/lengths", episodes.lengths.cpu().numpy(), exclude="csv")
         self.logger.record("rollout/samples", samples, exclude=("csv", "track"))
         self.logger.record("rollout/texts", rows, exclude=("csv", "tensorboard"))
 

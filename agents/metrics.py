@@ -15,15 +15,14 @@ from agents.sampling import NonFiniteError
 
 
 def standard_error(values: npt.ArrayLike) -> float:
-    """Of the mean of independent values (n,); 0 where a single one says nothing of it."""
+    """The standard error of the mean of n independent values; 0 for one, where it is not defined."""
     values = np.asarray(values, np.float64)
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def rollout_metrics(episodes: Episodes) -> dict[str, float]:
     """Means over a batch: reward, length, and every number of the last step's info."""
-    returns = episodes.rewards.sum(1).cpu().numpy()
-    lengths = episodes.mask.sum(1).cpu().numpy()
+    returns, lengths = episodes.returns.cpu().numpy(), episodes.lengths.cpu().numpy()
     metrics = {
         "ep_rew_mean": returns.mean(),
         "ep_rew_std": returns.std(),

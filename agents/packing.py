@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Packing:
-    """The N distinct prefixes of texts (B, S), whose different texts are R <= B rows.
+    """The N distinct prefixes of B texts of up to S tokens, of which R <= B are distinct.
 
-    Norms and projections run on (N, C). Attention, cheap beside them in short texts, runs on the
-    padded (R, S, C), whose padding no real token sees.
+    Norms and projections run on the prefixes, (N, C). Attention runs on the distinct texts, padded to
+    (R, S, C): it is cheap for short texts, and the causal mask hides padding on the right.
 
     Attributes:
         tokens: the last token of each prefix, (N,) int64.
@@ -29,13 +29,13 @@ class Packing:
             ids: rows of the vocabulary, (B, S) int64.
             mask: the real tokens, bool (B, S); each row's come first.
         """
-        # Sorted, a text shares with the text above it whatever it shares with any text before it.
+        # In sorted order, no earlier row has a longer prefix in common with a row than the row above.
         rows, row_of_text = torch.unique(ids.masked_fill(~mask, -1), dim=0, return_inverse=True)
         real = rows >= 0
         new = real.clone()  # (R, S)
         new[1:] &= (rows[1:] != rows[:-1]).cumsum(1) > 0
         number = new.flatten().cumsum(0).view_as(new) - 1
-        # The last row at or above this one that has a new token here began this prefix.
+        # A place that is not new repeats the nearest new one above it: a running maximum finds it.
         nodes = number.masked_fill(~new, 0).cummax(0).values.masked_fill(~real, 0)
         self._nodes = nodes.flatten()
         self._places = new.flatten().nonzero()[:, 0]  # (N,)

@@ -31,23 +31,23 @@ class PrefixCache:
         self._ids = torch.zeros(batch_size, width, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.tokens_read = self.tokens_reused = 0
-        # The weights' places, because `gpt2.parameters()` walks the modules, which takes longer
+        # Each weight's module and name: `gpt2.parameters()` walks all modules, which takes longer
         # than a small model takes to decode a token.
-        self._places: list[tuple[Any, str]] = [
+        self._slots: list[tuple[Any, str]] = [
             (module._parameters, name) for module in gpt2.modules() for name in module._parameters
         ]
         self._weights: tuple[int, ...] = ()
 
     def forget_if_changed(self) -> None:
         """Empties the cache if a weight was written or replaced since the last call."""
-        parameters = [module[name] for module, name in self._places]
+        parameters = [module[name] for module, name in self._slots]
         weights = tuple(x for p in parameters for x in (p._version, p.data_ptr()))
         if weights != self._weights:
             self._weights = weights
             self._lengths.zero_()
 
     def read(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """The last layer at the end of each text.
+        """The last hidden state at the end of each text.
 
         Args:
             ids: the texts, (B, T) int64.

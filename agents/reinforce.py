@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,17 +18,25 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from torch import Tensor
 
 from agents import checkpoint, distributed
-from agents.advantages import Baseline, deviation, monte_carlo_returns, normalize
+from agents.advantages import Baseline, BaselineKind, deviation, monte_carlo_returns, normalize
 from agents.callbacks import add_progress_bar
 from agents.gpt2 import GPT2
 from agents.hyperparameters import (
+    KLEstimator,
+    LRDecay,
     check_hyperparameters,
     check_integer,
     check_number,
     learning_rate_factor,
 )
 from agents.metrics import finite_measures, rollout_metrics, update_metrics
-from agents.policy import GPT2Policy, TokenEvaluation, complete_config, with_vocabulary
+from agents.policy import (
+    GPT2Policy,
+    Precision,
+    TokenEvaluation,
+    complete_config,
+    with_vocabulary,
+)
 from agents.rollout import Episodes, collect_episodes, prompts_of
 from agents.sampling import NonFiniteError
 from agents.saving import Saving
@@ -42,17 +50,18 @@ class REINFORCE(Saving):
     episode's tokens and averaged over the rows. Every other term of the loss is summed and averaged
     the same way. Nothing is divided by the number of tokens, because that would favour long texts.
 
-    The KL divergence to the frozen start model (Ziegler et al. 2019) is estimated token by token from
-    the texts written, with ρ = log π - log π_start (Schulman 2020, "Approximating KL divergence"), or
-    is D_t, that of the next-token distribution in front of token t, summed over the vocabulary:
+    The KL divergence to the frozen start model (Ziegler et al. 2019) is estimated per token. `k1` and
+    `k3` use the sampled token, with ρ = log π - log π_start (Schulman 2020, "Approximating KL
+    divergence"). `exact` uses D_t, the KL between the two distributions of token t, summed over the
+    vocabulary:
 
     | `kl_estimator` | effect | gradient |
     |---|---|---|
     | `"k1"` | lowers the reward of each token by β·ρ | unbiased for β·KL(π, π_start) |
-    | `"exact"` | adds β·D_t to the loss and lowers the returns before it by β·D_t | the same, less noise |
-    | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | low variance; that of the next-token KL(π_start, π) |
+    | `"exact"` | adds β·D_t to the loss, and lowers the returns of the tokens before t by β·D_t | as k1's, with less noise |
+    | `"k3"` | adds β·(exp(-ρ) - 1 + ρ) to the loss | biased, low variance: the gradient of the next-token KL(π_start, π) at prefixes that π samples |
 
-    In every outward way an algorithm of stable-baselines3: callbacks, logger, `predict`, `save`, `load`.
+    The interface is that of a stable-baselines3 algorithm: callbacks, logger, `predict`, `save`, `load`.
     Checkpoints are JSON and safetensors, and hold everything that shapes the rest of the run.
     """
 
@@ -65,19 +74,19 @@ class REINFORCE(Saving):
         learning_rate: float | Schedule = 1e-4,
         pretrained: str | GPT2 | None = None,
         gamma: float = 1.0,
-        baseline: str = "auto",
+        baseline: Literal["auto", BaselineKind] = "auto",
         group_size: int | None = None,
         normalize_advantage: bool = False,
         ent_coef: float = 0.0,
         vf_coef: float = 0.5,
         kl_coef: float = 0.0,
-        kl_estimator: str = "k1",
+        kl_estimator: KLEstimator = "k1",
         max_grad_norm: float = 1.0,
-        lr_decay: str = "constant",
+        lr_decay: LRDecay = "constant",
         warmup_updates: int = 0,
         micro_batch_size: int | None = None,
-        precision: str = "auto",
-        parallel: str = "ddp",
+        precision: Precision = "auto",
+        parallel: distributed.Parallel = "ddp",
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -103,9 +112,9 @@ class REINFORCE(Saving):
                 `"auto"`: `"rloo"`, or `"ema"` for a single row.
             group_size: for `"rloo"`, how many rows get the same prompt; None: 4, or all rows when the
                 environment has one prompt or none.
-            normalize_advantage: gives the batch's advantages mean 0 and standard deviation 1. The exact
-                KL is divided by the same deviation, and k3 is not: it weighs the more, the less the
-                rewards differ.
+            normalize_advantage: subtracts the mean of the batch's advantages and divides by their
+                standard deviation σ. The exact KL in the loss is divided by σ too, so it keeps its
+                weight against the reward. k3 is not: its weight against the reward becomes β·σ.
             ent_coef: weight of the entropy bonus.
             vf_coef: weight of the value head's squared error, with `baseline="value"`.
             kl_coef: weight β of the KL divergence to the start model.
@@ -283,7 +292,8 @@ class REINFORCE(Saving):
             callback: called at every step of the environment.
             log_interval: updates from one line of the log to the next.
             tb_log_name: the run's name in TensorBoard.
-            reset_num_timesteps: False continues the count, and an earlier run.
+            reset_num_timesteps: False continues the previous call: its count of timesteps and its
+                learning-rate schedule.
             progress_bar: shows a bar (tqdm and rich).
             total_updates: also stops after this many updates, which then measure the progress of the
                 learning-rate schedule.
@@ -325,7 +335,8 @@ class REINFORCE(Saving):
             callback.update_locals({"episodes": episodes})
             callback.on_rollout_end()
             collected = time.perf_counter()
-            # As of the batch's start: the first update has the whole rate, and the last one some.
+            # Measured at the start of the batch: the first update has the full learning rate, and the
+            # last one a rate above 0.
             if total_updates is not None:
                 done = self._n_updates - self._first_update
                 progress = done / (last_update - self._first_update)
@@ -379,21 +390,15 @@ class REINFORCE(Saving):
         Raises:
             NonFiniteError: naming the term that is not finite; no weight has changed.
         """
-        policy, reference, B = self.policy, self.reference, len(episodes.texts)
+        policy, B = self.policy, len(episodes.texts)
         policy.set_training_mode(True)
         policy.optimizer.zero_grad(set_to_none=True)  # first, because old gradients take memory
         learning_rate = self._set_learning_rate()
         parts, average = episodes.parts(self.micro_batch_size), self._baseline.moving_average
         mask = episodes.mask.cpu()  # once: each value read makes the host wait for a GPU
         inputs = [(episodes.texts[part], mask[part]) for part in parts]
-        # A single part keeps its graph for the gradient. Several are evaluated again, one by one.
-        with torch.set_grad_enabled(len(parts) == 1):
-            current = [self._evaluate_texts(*rows) for rows in inputs]
+        current, start = self._evaluate_parts(inputs)
         with torch.no_grad():
-            if self.kl_coef and self.kl_estimator == "exact":  # that pass read the start model too
-                start = [part._replace(log_prob=part.start_log_prob) for part in current]
-            else:
-                start = [policy.evaluate_texts(*rows, reference) for rows in inputs]
             gathered = map(distributed.gather_parts, zip(*current, strict=True))
             log_prob, entropy, values, kl, _ = gathered
             log_ratio = log_prob - distributed.gather_parts([part.log_prob for part in start])
@@ -401,7 +406,7 @@ class REINFORCE(Saving):
             baseline = returns - advantages
             kl_coef: float | Tensor = self.kl_coef
             if self.normalize_advantage:
-                if self.kl_estimator == "exact":  # half of its gradient is in the advantages
+                if self.kl_estimator == "exact":  # the KL of later tokens is in the advantages
                     kl_coef = kl_coef / deviation(advantages, episodes.mask)
                 advantages = normalize(advantages, episodes.mask)
 
@@ -411,7 +416,7 @@ class REINFORCE(Saving):
                 now = current[i] if len(parts) == 1 else self._evaluate_texts(*inputs[i])
                 rows = returns[part], advantages[part], episodes.mask[part]
                 terms = self.loss_terms(now, start[i], *rows, B, kl_coef)
-                # Ranks' gradients are averaged: multiplied by their number, they are summed.
+                # DDP and FSDP average gradients over the ranks: times their number is the sum.
                 loss = torch.stack([*terms.values()]).sum()
                 (loss * distributed.world_size()).backward()
             for name, term in terms.items():
@@ -430,6 +435,20 @@ class REINFORCE(Saving):
         means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, baseline)
         self._record("train", means)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _evaluate_parts(
+        self, inputs: list[tuple[Tensor, Tensor]]
+    ) -> tuple[list[TokenEvaluation], list[TokenEvaluation]]:
+        """The policy's and the start model's evaluation of the micro-batches of a batch."""
+        # A single one keeps its graph for the gradient. Several are evaluated again, one by one.
+        with torch.set_grad_enabled(len(inputs) == 1):
+            current = [self._evaluate_texts(*rows) for rows in inputs]
+        if self.kl_coef and self.kl_estimator == "exact":  # this pass has read the start model too
+            return current, [
+                part._replace(log_prob=part.start_log_prob.detach()) for part in current
+            ]
+        with torch.no_grad():
+            return current, [self.policy.evaluate_texts(*rows, self.reference) for rows in inputs]
 
     def advantages(
         self, episodes: Episodes, log_ratio: Tensor, values: Tensor, kl: Tensor | None = None
@@ -503,7 +522,7 @@ class REINFORCE(Saving):
     # ----------------------------------------------------------------------------------------- log
 
     def _record_rollout(self, episodes: Episodes) -> None:
-        returns, lengths = episodes.rewards.sum(1).tolist(), episodes.mask.sum(1).tolist()
+        returns, lengths = episodes.returns.tolist(), episodes.lengths.tolist()
         for episode in zip(returns, lengths, strict=True):
             self.ep_info_buffer.append(dict(zip("rl", episode, strict=True)))  # type: ignore[union-attr]
         self._episode_num += len(returns)

@@ -18,7 +18,10 @@ from agents.policy import GPT2Policy
 
 
 def numbers(infos: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of what is a number in every one of the last steps' infos."""
+    """Names of the info entries that are numbers in every row, without those that hold a dot.
+
+    Gymnasium's wrappers add names such as `TimeLimit.truncated`.
+    """
     kinds = (int, float, np.number)
     return [
         name
@@ -36,9 +39,15 @@ class Episodes:
     rewards: Tensor  # float32: the environment's reward for each of them
     infos: list[dict[str, Any]]  # the last step's, a row
 
-    def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Texts and mask of some rows."""
-        return self.texts[rows], self.mask[rows]
+    @property
+    def returns(self) -> Tensor:
+        """The undiscounted return of each episode, float32 (B,)."""
+        return self.rewards.sum(1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of tokens that the agent wrote in each, int64 (B,)."""
+        return self.mask.sum(1)
 
     def parts(self, size: int | None) -> list[slice]:
         """This rank's rows, at most `size` at a time."""
@@ -65,7 +74,7 @@ def prompts_of(env: VecEnv) -> list[str]:
 
 @contextmanager
 def seeded(env: VecEnv, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, torch and the rows draw from a seed; then all go on as if nothing had been drawn."""
+    """Within, torch and the environment's rows draw from `seed`; their random states are restored."""
     inner: Any = env.unwrapped  # keeps the seeds that its next reset will use
     seeds, drawn = list(inner._seeds), None
     if env.has_attr("np_random"):
@@ -93,8 +102,9 @@ def collect_episodes(
     then stepped through the drafted tokens. The result equals asking the policy at every step,
     because an observation shows nothing but the tokens written.
 
-    A row whose text has ended restarts, as SB3's rows do. It then writes action 0, which ends
-    nothing, so that its new text outlasts the others and is dropped at the next reset.
+    A row whose text has ended restarts, as SB3's rows do. From then on it is given action 0, an
+    ordinary token. Its new text may run for `max_tokens` steps, more than any other row still needs,
+    and the next reset drops it.
 
     Args:
         policy: writes the texts.

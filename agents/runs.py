@@ -201,11 +201,10 @@ def run_folders(name: str) -> list[Path]:
 
 
 class StopSignals:
-    """SIGINT, SIGTERM and SIGHUP: Ctrl-C, a scheduler's request, a closed terminal.
+    """Turns SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt: Ctrl-C, a scheduler, a closed terminal.
 
-    They raise KeyboardInterrupt, but not inside `deferred`: there they ask for a stop, and only a
-    second Ctrl-C raises it. `status` is what a shell reports for a program that the first of them ended:
-    130, 143 or 129; 0 without one.
+    Inside `deferred` a signal only asks for a stop, and a second Ctrl-C raises. `status` is the exit
+    status of the first signal, 128 + its number (130, 143 or 129); 0 without one.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""How REINFORCE is saved and loaded: as JSON and safetensors in a zip, of which nothing is run."""
+"""`save` and `load` of REINFORCE: a zip of JSON and safetensors. Loading runs no code from it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, envs: VectorEnv) -> None:
-        """Wraps `envs`, which remains its owner's to close.
+        """Wraps `envs`, which `close()` closes too.
 
         Raises:
             ValueError: if the environment doesn't say how it resets ended rows.
@@ -88,12 +88,12 @@ class SB3VecEnv(VecEnv):
             for row in ended:
                 rows[row]["terminal_observation"] = obs[row].copy()
             obs, infos = self.envs.reset(options={"reset_mask": dones})
-        # What is left tells of the new episode where one has ended, and of this step elsewhere.
-        told = rows.copy()
+        # The other infos belong to the new episode in rows that ended, and to this step elsewhere.
+        targets = rows.copy()
         for row in ended:
-            told[row] = self.reset_infos[row] = {}
-        _fill(told, infos)
-        for row in ended:  # but RecordEpisodeStatistics tells of the old one in every mode
+            targets[row] = self.reset_infos[row] = {}
+        _fill(targets, infos)
+        for row in ended:  # but RecordEpisodeStatistics reports the old episode in every mode
             if "episode" in self.reset_infos[row]:
                 rows[row]["episode"] = self.reset_infos[row].pop("episode")
         return obs, np.asarray(rewards, np.float32), dones, rows
@@ -102,8 +102,8 @@ class SB3VecEnv(VecEnv):
         """Closes the wrapped environment."""
         self.envs.close()
 
-    # Attributes and methods are those of one shared environment. What holds a value a row, such as
-    # np_random or action_masks(), is told apart by being a tuple or array with a row for each.
+    # All rows share one environment, and so its attributes and methods. A tuple or an array of
+    # `num_envs` items, such as np_random or action_masks(), holds one value for each row.
 
     def _find(self, name: str) -> Any:
         envs: Any = self.envs

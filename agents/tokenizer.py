@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) ->
     vocabulary = Vocabulary(token_ids)
     end = vocabulary.end_index
     tokenizer = Tokenizer(_model(vocabulary))
-    if not _holds_all_bytes(vocabulary):
+    if not vocabulary.encodes_any_text:
         # Word vocabularies hold " movie", not "movie": a text's first word gets its space.
         # It is given to every text and taken from those that begin with no letter or digit,
         # because a replacement of width 0 makes tokenizers panic.
@@ -83,13 +83,9 @@ def _write_json(path: Path, values: dict[str, Any]) -> None:
         file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
 
-def _holds_all_bytes(vocabulary: Vocabulary) -> bool:
-    return {bytes([b]) for b in range(256)} <= set(vocabulary.token_bytes)
-
-
 def _marks(vocabulary: Vocabulary) -> list[str]:
     """The tokens of a word list without a letter or digit, as they are spelled, the longest first."""
-    if _holds_all_bytes(vocabulary):
+    if vocabulary.encodes_any_text:
         return []
     texts = [token.decode("utf-8", "replace") for token in vocabulary.token_bytes[:-1]]
     marks = [text for text in texts if text.strip() and not any(map(str.isalnum, text))]
@@ -106,7 +102,7 @@ def _model(vocabulary: Vocabulary) -> Any:
 
     rows = {_spell(t): row for row, t in enumerate(vocabulary.token_bytes[:-1])}
     rows[END_OF_TEXT] = vocabulary.end_index
-    if not _holds_all_bytes(vocabulary):
+    if not vocabulary.encodes_any_text:
         return models.WordLevel(rows)
     # tiktoken merges two neighbours whenever their concatenation is a token, the token of lowest
     # rank first. So each token is listed with all its splits, in the order of ranks.

@@ -63,7 +63,10 @@ def keep_freed_memory() -> None:
 
 
 def make_judge(name: str, device: str) -> SentimentModel:
-    """The judge; a network goes where the policy is, one of Hugging Face in bf16 on CUDA."""
+    """The judge. The bundled network runs on CUDA if the policy does, else on the CPU.
+
+    A Hugging Face classifier runs on the policy's device, in bf16 on CUDA.
+    """
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if name == "vader":
         return load_sentiment_model(name)
@@ -214,9 +217,9 @@ class Evaluator:
 def measure_last_good(
     args: Args, env: SB3VecEnv, device: str, folder: RunFolder, evaluator: Evaluator
 ) -> tuple[REINFORCE, dict[str, Any]]:
-    """The newest checkpoint that texts can be drawn from, or a new model; and its measures.
+    """Loads and measures the newest checkpoint from which texts can be drawn, or a new model.
 
-    Weights may be finite, and their logits not: such checkpoints are set aside.
+    Finite weights may still give infinite logits: such checkpoints are set aside.
     """
     while True:
         model, _ = load_model(args, env, device, folder)

@@ -4,9 +4,9 @@
     python examples/compare_agents.py --agents ppo-mlp dqn --seeds 3 --tokens 20000 --out runs/few
     python examples/compare_agents.py --pretrained reviews --out runs/compare-pretrained
 
-Every agent begins with fresh weights of about 100,000 parameters; with --pretrained those that are a GPT-2
-begin from that model, and the others are left out. After training each writes fresh texts, as it
-writes in training (DQN: greedily).
+Every agent begins with fresh weights of about 100,000 parameters. With --pretrained the GPT-2 agents start
+from that model, and the others are left out. After training each writes fresh texts, as it writes in
+training (DQN: greedily).
 
 Writes to --out: a JSON file a run, results.json, results.md, learning_curves.png. Finished runs are kept, so
 that the same command goes on where it was stopped. A run counts as failed when it ended with an exception or
@@ -45,7 +45,7 @@ from agents.atomic import atomic_write
 from agents.metrics import standard_error
 
 BINS = 40  # points of a learning curve
-SB3_ROWS = REINFORCE_ROWS = 16
+ROWS = 16
 
 MLP: dict[str, Any] = {
     "policy": "MlpPolicy",
@@ -210,8 +210,7 @@ def run(name: str, seed: int, settings: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            rows = REINFORCE_ROWS if name.startswith("reinforce") else SB3_ROWS
-            env = make_env(settings, rows, f"{folder}/log")
+            env = make_env(settings, ROWS, f"{folder}/log")
             agent = make_agent(name, env, seed, settings)
             if hasattr(agent, "policy"):
                 result["parameters"] = sum(p.numel() for p in agent.policy.parameters())

@@ -140,5 +140,7 @@ def test_a_mistake_in_the_program_keeps_its_traceback():
 
 @pytest.mark.parametrize("name", ["cuda:77", "meta", "gpu", "", "cpu:x"])
 def test_devices_that_are_not_there(name):
-    with pytest.raises(ValueError, match=f"--device {name}: torch sees none; use auto, cpu"):
+    with pytest.raises(
+        ValueError, match=f"--device {name}: torch finds no such device; use auto, cpu"
+    ):
         cli.check_device(name)

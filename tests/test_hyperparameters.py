@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from fractions import Fraction
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from reinforce_helpers import make_envs, make_model
 
 from agents import REINFORCE, GPT2Policy
 from agents.advantages import BASELINES
-from agents.distributed import PARALLEL
+from agents.distributed import Parallel
 from agents.hyperparameters import (
     HYPERPARAMETERS,
-    KL_ESTIMATORS,
-    LR_DECAYS,
+    KLEstimator,
+    LRDecay,
     check_hyperparameters,
     learning_rate_factor,
 )
@@ -50,9 +51,9 @@ INTEGERS = {
 ODD = st.text(max_size=8) | NO_NUMBER | NOT_FINITE | st.none() | st.integers()
 CHOICES = {
     "baseline": ("auto", *BASELINES),
-    "kl_estimator": KL_ESTIMATORS,
-    "lr_decay": LR_DECAYS,
-    "parallel": PARALLEL,
+    "kl_estimator": get_args(KLEstimator),
+    "lr_decay": get_args(LRDecay),
+    "parallel": get_args(Parallel),
 }
 BAD = {
     **FLOATS,

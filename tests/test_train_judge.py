@@ -277,7 +277,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(
     [
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--epochs", "x"], "--epochs"),
-        (["--device", "cuda:77"], "--device cuda:77: torch sees none"),
+        (["--device", "cuda:77"], "--device cuda:77: torch finds no such device"),
         (["--data", "nowhere"], "nowhere/sst2_dev.tsv.xz"),
     ],
 )

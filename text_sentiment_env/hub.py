@@ -1,4 +1,4 @@
-"""The Hugging Face hub: asked after everything that is near at hand, and for a few seconds only."""
+"""Questions to the Hugging Face hub, limited to a few seconds."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ class HuggingFaceSentiment:
         self._model = model.to(device).eval()
         if self._tokenizer.pad_token is None:
             raise ValueError(
-                f"sentiment_model={name!r}: its tokenizer has no pad token, so that it reads no two texts"
-                " at once; set tokenizer.pad_token and save it again"
+                f"sentiment_model={name!r}: its tokenizer has no pad token, so it cannot batch texts; set"
+                " tokenizer.pad_token and save the tokenizer again"
             )
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self._tokenizer.pad_token_id

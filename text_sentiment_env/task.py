@@ -24,7 +24,7 @@ from text_sentiment_env.vocabulary import Vocabulary
 Floats = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
 
-# Names in info that are taken: by this environment, by Gymnasium and by its wrappers.
+# Names that an extra term may not have: those of this environment, of Gymnasium and its wrappers.
 _OUR_KEYS = ("prompt", "text", "sentiment", "length_penalty", "repetition_penalty", "length")
 # Then the measures of `agents.evaluation` and the columns of monitor.csv, which an info's numbers join.
 _MEASURES = (

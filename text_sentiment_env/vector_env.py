@@ -87,7 +87,7 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         seeded = [seeding.np_random() for _ in range(num_envs)]
-        self._generators = np.empty(num_envs, object)  # an array, from which rows are quickly taken
+        self._generators = np.empty(num_envs, object)  # an array, for fast indexing by rows
         self._generators[:] = [generator for generator, _ in seeded]
         self._seeds = [seed for _, seed in seeded]
         self._pad = self.vocabulary.pad_index  # V, just above the actions
@@ -96,7 +96,7 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
         self._positions = np.zeros(num_envs, np.int64)
         self._potentials = np.zeros(num_envs)
         self._rows = np.arange(num_envs)
-        self._ended = self._rows  # the rows without a text to go on with
+        self._ended = self._rows  # rows that have ended and not restarted
         self._began = False
 
     @property  # type: ignore[misc]
@@ -179,7 +179,7 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
         actions = self._check(actions)
         infos: Infos = {}
         if not self._began:
-            raise ResetNeeded("there are no texts to go on with: call reset() for all rows first")
+            raise ResetNeeded("no texts are being written: call reset() for all rows first")
         if len(self._ended) and self.autoreset_mode is AutoresetMode.DISABLED:
             raise ResetNeeded(
                 f"rows {self._ended.tolist()} have no text to go on with: call reset(),"

@@ -157,10 +157,15 @@ class Vocabulary:
         return len(self.token_ids)
 
     @cached_property
+    def encodes_any_text(self) -> bool:
+        """Whether the vocabulary holds all 256 bytes, GPT-2's first tokens."""
+        return self._index.keys() >= set(range(256))
+
+    @cached_property
     def _own_encoding(self) -> tiktoken.Encoding:
-        # A vocabulary that holds all 256 bytes has a byte-pair encoding of its own: GPT-2's merges
-        # without those that lead out of it. Both agree on every text that GPT-2's can encode here.
-        if self._index.keys() >= set(range(256)):
+        # Such a vocabulary has a byte-pair encoding of its own: GPT-2's merges without those that
+        # lead out of it. Both agree on every text that GPT-2's can encode here.
+        if self.encodes_any_text:
             return _encoding(
                 "subset",
                 {self.token_bytes[i]: t for t, i in self._index.items() if t != END_OF_TEXT_ID},

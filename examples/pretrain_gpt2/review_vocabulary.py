@@ -13,7 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
+from text_sentiment_env.vocabulary import (
+    END_OF_TEXT_ID,
+    Vocabulary,
+    byte_characters,
+    gpt2_encoding,
+)
 
 
 def encode_gpt2(texts: Sequence[str]) -> list[list[int]]:
@@ -73,11 +78,8 @@ def plain_length(gpt2_ids: Sequence[int], known: set[int] | None = None) -> int:
 def gpt2_merges() -> list[tuple[int, int] | None]:
     """For each GPT-2 token the two tokens that its merge joins; None for the 256 bytes."""
     file = resources.files("text_sentiment_env") / "data" / "vocab.bpe"
-    # The file writes bytes as printable characters: themselves, and from chr(256) on for the rest.
-    names = [chr(b) for b in range(256) if chr(b).isprintable() and chr(b) != " "]
-    names += [chr(256 + i) for i in range(256 - len(names))]
     merges: list[tuple[int, int] | None] = [None] * 256
-    id_of = {name: i for i, name in enumerate(names)}
+    id_of = {character: i for i, character in enumerate(byte_characters().values())}
     for line in file.read_text("utf-8").splitlines()[1:]:  # line 1 is the version
         left, right = line.split(" ")
         id_of[left + right] = len(merges)
