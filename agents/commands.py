@@ -121,7 +121,10 @@ def load_models(run: str, trust: bool = False) -> Loaded:
 
 
 def _recorded(folder: Path) -> Args:
-    return cli.from_values(Args, RunFolder(folder).read_arguments())
+    run = RunFolder(folder)
+    args = cli.from_values(Args, run.read_arguments())
+    args.environment.prompts = run.prompts(args.environment.prompts)
+    return args
 
 
 def _environment_of(space: gym.Space[Any]) -> EnvironmentArgs:

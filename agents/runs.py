@@ -188,6 +188,25 @@ class RunFolder:
             raise ValueError(f"{file} is damaged: it holds no arguments")
         return arguments, arguments.pop("changes", [])
 
+    # ------------------------------------------------------------------------------------- prompts
+
+    def keep_prompts(self, source: str | None) -> None:
+        """Copies a new run's file of prompts: it goes on with what it began with."""
+        self._prompts.unlink(
+            missing_ok=True
+        )  # of a run that was killed before its first checkpoint
+        if source is not None:
+            with atomic_write(self._prompts) as temporary:
+                temporary.write_bytes(Path(source).read_bytes())
+
+    def prompts(self, recorded: str | None) -> str | None:
+        """The run's copy of its file of prompts, or the file itself where there is no copy."""
+        return str(self._prompts) if recorded and self._prompts.is_file() else recorded
+
+    @property
+    def _prompts(self) -> Path:
+        return self.path / "prompts.txt"
+
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Writes a JSON file."""
         with atomic_write(self.path / name) as temporary:

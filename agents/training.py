@@ -62,16 +62,21 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes
 
 
-def make_judge(name: str, device: str) -> SentimentModel:
+def make_judge(name: str, device: str, quiet: bool = False) -> SentimentModel:
     """The judge. The bundled network runs on CUDA if the policy does, else on the CPU.
 
-    A Hugging Face classifier runs on the policy's device, in bf16 on CUDA.
+    A Hugging Face classifier runs on the policy's device, in bf16 on CUDA; `quiet` loads it without a
+    progress bar.
     """
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if name == "vader":
         return load_sentiment_model(name)
     if name == "bundled":
         return load_sentiment_model(name, device=device.replace("auto", "cuda") if cuda else "cpu")
+    if quiet:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
     return load_sentiment_model(name, device=device, dtype="bfloat16" if cuda else "float32")
 
 
@@ -285,16 +290,22 @@ def run(args: Args, stop: StopSignals) -> int:
         distributed.wait()
         if folder.checkpoints() and not args.run.resume:
             raise ValueError(f"--out {folder.path} holds a run: add --resume, or choose another")
+        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
+        if args.run.resume:
+            args.environment.prompts = folder.prompts(args.environment.prompts)
+        elif first:  # another run may have been killed here before its first checkpoint
+            (folder.path / START_TEXTS).unlink(missing_ok=True)
         with display.status("loading judge and model"):
-            judge = make_judge(args.environment.sentiment_model, device)
+            judge = make_judge(args.environment.sentiment_model, device, args.run.quiet)
             rows = args.environment.num_envs
             env = make_env(args.environment, judge, rows // distributed.world_size())
             eval_env = make_env(args.environment, judge, rows) if first else env
             evaluator = Evaluator(args, eval_env, display)
             model, origin = load_model(args, env, device, folder)
-        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
         resumed_at = model._n_updates if args.run.resume else None
         changes = folder.record(settings, resumed_at)
+        if first and not args.run.resume:
+            folder.keep_prompts(args.environment.prompts)
         console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)
         tracker = None
         if first and args.run.track:

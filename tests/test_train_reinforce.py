@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import GPT2, REINFORCE, training
+from agents import GPT2, REINFORCE, commands, training
 from agents.arguments import PRESETS
 from agents.callbacks import read_rows
 from agents.frontier import Frontier
@@ -198,6 +198,29 @@ def test_a_run_of_several_prompts_has_no_gap_and_says_so(texts, tmp_path, capsys
     several = texts.count("\n") > 1
     assert ("optimum" in summary) == ("gap" in summary["after"]) == (not several)
     assert ("this run has 2" in capsys.readouterr().out) == several
+
+
+def test_a_run_goes_on_with_the_prompts_it_began_with(tmp_path, monkeypatch):
+    """The file may have changed since, or be in another folder than this start's."""
+    monkeypatch.chdir(tmp_path)
+    Path("openings.txt").write_text("a good\na bad\n")
+    run(tmp_path / "run", "--updates", "1", "--prompts", "openings.txt")
+    Path("openings.txt").write_text("the best\nthe worst\n")
+    run(tmp_path / "run", "--updates", "2", "--resume")
+    samples = (tmp_path / "run/samples.jsonl").read_text().splitlines()
+    assert {json.loads(sample)["prompt"].strip() for sample in samples} == {"a good", "a bad"}
+    Path("openings.txt").unlink()
+    assert commands.load_models("run").environment.prompts == str(Path("run/prompts.txt"))
+    arguments = json.loads(Path("run/arguments.json").read_text())
+    assert arguments["prompts"] == str(tmp_path / "openings.txt")
+
+
+def test_what_a_killed_run_left_is_not_the_next_runs(tmp_path):
+    (tmp_path / "prompts.txt").write_text("of another run")
+    (tmp_path / "start_texts.npz").write_bytes(b"of another run")
+    run(tmp_path, "--updates", "1", "--kl-coef", "0")
+    assert not (tmp_path / "prompts.txt").exists()
+    assert not (tmp_path / "start_texts.npz").exists()
 
 
 def test_an_existing_run_is_not_overwritten(finished, capsys):
