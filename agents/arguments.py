@@ -16,6 +16,7 @@ from typing import Any, Literal
 from agents import cli
 from agents.advantages import BaselineKind
 from agents.distributed import Parallel
+from agents.functions import is_function
 from agents.hyperparameters import KLEstimator, LRDecay
 from agents.policy import Precision
 from agents.runs import RunFolder, run_folders
@@ -70,7 +71,7 @@ class EnvironmentArgs:
     prompts: str | None = None
     """file of openings, one a line; none: texts from the start"""
     sentiment_model: str = "bundled"
-    """the judge: bundled, vader, a Hugging Face classifier's id or directory"""
+    """the judge: bundled, vader, a Hugging Face classifier's id or directory, or module:function"""
     reward_type: Literal["graded", "binary"] = "graded"
     """the judge's score, or its sign"""
     target: Literal["positive", "negative"] = "positive"
@@ -81,6 +82,8 @@ class EnvironmentArgs:
     """LO HI: lengths without penalty; with --max-tokens below LO every text is penalised"""
     repetition_penalty: float = 0.0
     """weight of the share of repeated bigrams"""
+    extra_terms: tuple[str, ...] = ()
+    """further terms of the reward, each NAME=module:function"""
 
 
 @dataclass
@@ -210,6 +213,7 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
             raise ValueError(f"--resume: {folder.path} holds no run with a checkpoint; check --out")
         recorded = _with_absolute_paths(cli.from_values(Args, folder.read_arguments()))
         args = _with_absolute_paths(cli.parse(Args, argv, default=recorded))
+        _check_consent(recorded.environment, argv)
         for name, value in args.flat().items():
             if name not in RESUMABLE and value != recorded.flat()[name]:
                 raise ValueError(
@@ -223,6 +227,19 @@ def parse_arguments(argv: Sequence[str] | None = None, description: str | None =
         args.run.out = first.out or str(next(path for path in folders if not path.exists()))
     check(args)
     return args
+
+
+def _check_consent(recorded: EnvironmentArgs, argv: Sequence[str]) -> None:
+    """Refuses to run code that only the run's record names, which may be someone else's."""
+    given = {argument.partition("=")[0].replace("_", "-") for argument in argv}
+    code = {"--sentiment-model": [recorded.sentiment_model], "--extra-terms": recorded.extra_terms}
+    for flag, values in code.items():
+        runs_code = flag == "--extra-terms" or is_function(values[0])
+        if values and runs_code and flag not in given:
+            raise ValueError(
+                f"--resume: the run's record names code to run; if you trust it, repeat"
+                f" {flag} {shlex.join(values)}"
+            )
 
 
 def is_local(name: str) -> bool:

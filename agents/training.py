@@ -41,6 +41,7 @@ from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
 from agents.frontier import START_TEXTS, Frontier, start_frontier
+from agents.functions import is_function, load_function, load_terms
 from agents.logs import TensorBoard, TextLog, Tracker
 from agents.rollout import prompts_of
 from agents.runs import RunFolder, StopSignals
@@ -68,6 +69,8 @@ def make_judge(name: str, device: str, quiet: bool = False) -> SentimentModel:
     A Hugging Face classifier runs on the policy's device, in bf16 on CUDA; `quiet` loads it without a
     progress bar.
     """
+    if is_function(name):
+        return load_function("--sentiment-model", name)
     cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     if name == "vader":
         return load_sentiment_model(name)
@@ -82,7 +85,9 @@ def make_judge(name: str, device: str, quiet: bool = False) -> SentimentModel:
 
 def make_env(args: EnvironmentArgs, judge: str | SentimentModel, num_envs: int) -> SB3VecEnv:
     """The environment of the command line, with `num_envs` rows."""
-    arguments = asdict(args) | {"num_envs": num_envs, "sentiment_model": judge}
+    terms = load_terms(args.extra_terms)
+    arguments = asdict(args)
+    arguments |= {"num_envs": num_envs, "sentiment_model": judge, "extra_terms": terms}
     return SB3VecEnv(
         gym.make_vec("text_sentiment_env:TextSentiment-v0", autoreset_mode="SameStep", **arguments)
     )

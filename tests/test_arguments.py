@@ -173,6 +173,7 @@ OTHERS = {
     },
     **{"group_size": "8", "normalize_advantage": None, "ent_coef": "0.1", "vf_coef": "0.1"},
     **{"kl_coef": "5.0", "kl_estimator": "k3", "max_grad_norm": "9.0"},
+    "extra_terms": ("film=terms:film",),
 }
 
 
