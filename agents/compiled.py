@@ -47,7 +47,7 @@ def compiled_blocks(
     return normed
 
 
-def _run(block: Any, x: Tensor) -> Tensor:
+def _run(block: nn.Module, x: Tensor) -> Tensor:
     return block(x)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ class CUDAGraphs:
         self.max_graphs = max_graphs
         self._calls: dict[Any, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Tensor] | None] = {}
 
-    def run(self, key: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def run(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`function(*inputs)`, which `key` identifies: same key, same function and input shapes.
 
         The first call runs eagerly and so warms up, the second captures, later ones replay.

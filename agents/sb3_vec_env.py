@@ -10,8 +10,13 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import (
+    VecEnvIndices,
+    VecEnvObs,
+    VecEnvStepReturn,
+)
 
 
 class SB3VecEnv(VecEnv):
@@ -47,7 +52,7 @@ class SB3VecEnv(VecEnv):
         self.render_mode = envs.render_mode
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
-    def reset(self) -> Any:
+    def reset(self) -> VecEnvObs:
         """Starts all rows, with the seeds of `seed` and the options of `set_options`, once."""
         seeds: Any = list(self._seeds) if any(s is not None for s in self._seeds) else None
         self.reset_infos = [{} for _ in range(self.num_envs)]
@@ -195,7 +200,9 @@ def _merge(options: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {key: [row.get(key) for row in options] for key in keys} or None
 
 
-def wrap_token_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+def wrap_token_env(
+    env: GymEnv | VectorEnv, verbose: int = 0, monitor_wrapper: bool = True
+) -> VecEnv:
     """Any environment in which an action is a token, as a `VecEnv`.
 
     Args:

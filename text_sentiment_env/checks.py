@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
@@ -198,7 +198,9 @@ def length_range(name: str, value: Any) -> tuple[int, int]:
     return low, high
 
 
-def named_functions(name: str, value: Any, reserved: Sequence[str]) -> dict[str, Any]:
+def named_functions(
+    name: str, value: Any, reserved: Sequence[str]
+) -> dict[str, Callable[[list[str]], npt.ArrayLike]]:
     """A mapping from names, none of them reserved, to callables; None is an empty one."""
     if value is None:
         return {}
@@ -233,7 +235,9 @@ def options(value: Any, known: Sequence[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------------------- arrays and memory
 
 
-def scores(name: str, values: npt.ArrayLike, count: int, largest: float = LARGEST_FLOAT) -> Any:
+def scores(
+    name: str, values: npt.ArrayLike, count: int, largest: float = LARGEST_FLOAT
+) -> npt.NDArray[np.float64]:
     """The scores that a judge or a reward term returned, as a new float64 array (count,).
 
     Args:

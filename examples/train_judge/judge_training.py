@@ -52,7 +52,9 @@ def unreadable(texts: list[str]) -> Samples:
     return Samples(texts, np.full(len(texts), np.nan, np.float32), np.zeros(len(texts), np.float32))
 
 
-def mix(logits: npt.NDArray[np.float32], label: npt.NDArray[np.float32], share: float) -> Any:
+def mix(
+    logits: npt.NDArray[np.float32], label: npt.NDArray[np.float32], share: float
+) -> npt.NDArray[np.float32]:
     """The teacher's probability, with a share of the true label where there is one."""
     teacher = 1 / (1 + np.exp(-logits))
     return np.where(np.isnan(label), teacher, (1 - share) * teacher + share * label)

@@ -52,6 +52,7 @@ from safetensors.torch import save
 
 from agents import cli
 from agents.atomic import atomic_write
+from agents.gpt2 import GPT2, GPT2Config
 from text_sentiment_env.judge import Judge, SentimentNetwork, Tokenizer
 from text_sentiment_env.vocabulary import Vocabulary
 
@@ -154,13 +155,13 @@ def rounds_before(epoch: int, args: Args) -> range:
     return range(1, 1 + min(args.hunt_rounds, epoch + 2 + args.hunt_rounds - args.epochs))
 
 
-def hunted(start: Any, make_judge: Callable[[], Judge], round_: int, args: Args) -> dict[str, Any]:
+def hunted(start: GPT2, make_judge: Callable[[], Judge], round_: int, args: Args) -> dict[str, Any]:
     """Hunts with the start model's vocabulary and with the small one: their lessons and figures."""
     path = args.out / f"hunt-{round_}.pt"
     if path.exists():
         return torch.load(path, weights_only=True)
     judge = make_judge()
-    small = set(Vocabulary.load("small").token_ids.tolist()) & set(start.token_ids)
+    small = set(Vocabulary.load("small").token_ids.tolist()) & set(start.token_ids or ())
     starts = {"reviews": start, "small": start.restrict(sorted(small))}
     lessons, report = Samples([], np.empty(0, np.float32), np.empty(0, np.float32)), {}
     for name, model in starts.items():
@@ -233,10 +234,8 @@ def make_teacher(args: Args) -> Teacher:
     return Teacher(args.teacher or str(args.out / "teacher"), device)
 
 
-def load_start_model(args: Args) -> Any:
+def load_start_model(args: Args) -> GPT2:
     """The GPT-2 that hunts start from."""
-    from agents.gpt2 import GPT2, GPT2Config
-
     if not args.smoke:
         return GPT2.from_pretrained(args.start_model)
     token_ids = tuple(Vocabulary.load("small").token_ids.tolist())
@@ -289,7 +288,7 @@ class Student:
         """Numbers of labelled texts and of salads made by program beside `count` others."""
         return count // 8, count // 6 if self.args.salad else 0
 
-    def learn(self, start: Any) -> dict[str, Any]:
+    def learn(self, start: GPT2 | None) -> dict[str, Any]:
         """Stages 4 and 5: trains, hunts from `start` on the way, and keeps the average of the weights.
 
         Returns:
@@ -301,6 +300,7 @@ class Student:
         hunts: dict[int, dict[str, Any]] = {}
 
         def hunt_now(round_: int) -> dict[str, Any]:
+            assert start is not None  # parse_arguments: there are hunts
             folder = args.out / f"before-hunt-{round_}"
             return hunted(start, lambda: self.write(folder, trainer.average), round_, args)
 
