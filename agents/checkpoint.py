@@ -10,6 +10,7 @@ import os
 import random
 import warnings
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -335,11 +336,12 @@ def optimizer_state_dict(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     # A parameter without gradient, such as an unused value head's, has no state.
     fits &= set(state) <= set(range(len(parameters)))
-    fits &= len({tuple(sorted(values)) for values in state.values()}) <= 1
     if not fits or any(
-        value.ndim and value.shape != parameters[index].shape
-        for index, values in state.items()
-        for value in values.values()
+        {name: value.shape for name, value in state[index].items()}
+        != _state_shapes(optimizer, group, parameters[index])
+        for group in own
+        for index in group["params"]
+        if index in state
     ):
         raise ValueError(
             "the checkpoint's optimizer does not fit the model: it was saved by another optimiser, or"
@@ -348,8 +350,21 @@ def optimizer_state_dict(
     return {"state": state, "param_groups": groups}
 
 
+def _state_shapes(
+    optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
+) -> dict[str, torch.Size]:
+    """What such an optimiser keeps of a parameter of this group: a step on zeros tells."""
+    zeros = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+    zeros.grad = torch.zeros_like(zeros)
+    fresh: Any = object.__new__(type(optimizer))
+    state: dict[Tensor, dict[str, Any]] = defaultdict(dict)
+    vars(fresh).update(vars(optimizer), state=state, param_groups=[{**group, "params": [zeros]}])
+    fresh.step()
+    return {name: torch.as_tensor(value).shape for name, value in state[zeros].items()}
+
+
 def _same_settings(own: dict[str, Any], given: Any) -> bool:
-    """Whether two groups differ at most in numbers, such as the learning rate."""
+    """Whether two groups differ at most in numbers, such as the learning rate, of the same sign."""
     if not isinstance(given, dict) or own.keys() != given.keys():
         return False
     for name, value in own.items():
@@ -363,7 +378,11 @@ def _same_settings(own: dict[str, Any], given: Any) -> bool:
         if not isinstance(others, list | tuple) or len(others) != len(numbers):
             return False
         limit = 1 if name == "betas" else math.inf
-        if not all(type(n) in (int, float) and 0 <= n < limit for n in others):
+        signs = [-1 if n < 0 else 1 for n in numbers]  # Adafactor's beta2_decay is below 0
+        if not all(
+            type(n) in (int, float) and 0 <= sign * n < limit
+            for n, sign in zip(others, signs, strict=True)
+        ):
             return False
     return True
 

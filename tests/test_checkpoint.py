@@ -11,7 +11,7 @@ from reinforce_helpers import PROMPTS, TINY, VOCABULARY, flat, learn, make_envs
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
+from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, checkpoint
 
 
 class CheckpointEveryUpdate(BaseCallback):
@@ -188,14 +188,44 @@ def test_numbers_of_numpy_are_saved(tmp_path):
     assert (again.gamma, again.group_size, again.seed) == (0.5, 2, 3)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+OPTIMIZERS = [
+    *("SGD", "Adam", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD"),
+    "Adafactor",  # of a matrix it keeps a row and a column
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_other_optimisers_of_torch(tmp_path, name):
     kind = getattr(torch.optim, name)
     kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "optimizer_class": kind}
-    learn(make(policy_kwargs=kwargs), 2).save(tmp_path / "run")
+    whole = learn(make(policy_kwargs=kwargs), 2)
+    whole.save(tmp_path / "run")
+    learn(whole, 1, reset_num_timesteps=False)
     again = REINFORCE.load(tmp_path / "run", env=make_envs(4, prompts=PROMPTS))
     assert type(again.policy.optimizer) is kind
     learn(again, 1, reset_num_timesteps=False)
+    assert torch.equal(everything(again), everything(whole))
+
+
+@pytest.mark.parametrize("wrong", ["name", "shape", "sign"])
+def test_a_state_that_the_optimiser_does_not_keep_is_refused(wrong):
+    """Adafactor keeps other tensors of a matrix than of a vector, and a setting below 0."""
+    kwargs = {
+        "config": GPT2Config(vocab_size=3, **TINY),
+        "optimizer_class": torch.optim.Adafactor,
+    }
+    optimizer = learn(make(policy_kwargs=kwargs), 1).policy.optimizer
+    groups, tensors = checkpoint.optimizer_state(optimizer)
+    groups = json.loads(json.dumps(groups))
+    checkpoint.optimizer_state_dict(groups, tensors, optimizer)
+    if wrong == "name":
+        tensors["0.variance"] = tensors.pop("0.row_var")
+    elif wrong == "shape":
+        tensors["0.row_var"] = tensors["0.row_var"].T
+    else:
+        groups[0]["beta2_decay"] = 0.8
+    with pytest.raises(ValueError, match="optimizer does not fit the model"):
+        checkpoint.optimizer_state_dict(groups, tensors, optimizer)
 
 
 class Own(torch.optim.SGD):
