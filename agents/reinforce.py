@@ -248,17 +248,27 @@ class REINFORCE(Saving):
     def set_env(self, env: GymEnv | VectorEnv, force_reset: bool = True) -> None:
         """Goes on with another environment of as many rows and the same vocabulary and spaces.
 
+        A model that was loaded without an environment takes any number of rows.
+
         Raises:
-            ValueError: for an environment with others.
+            ValueError: for an environment with others; the model keeps its own.
         """
-        previous = self.env
-        super().set_env(env, force_reset)  # type: ignore[arg-type]
+        before = dict(vars(self))
+        env = wrap_token_env(env, self.verbose)
+        if self.env is None:
+            self.n_envs = env.num_envs
+        elif env.num_envs != self.n_envs:
+            raise ValueError(
+                f"env has {env.num_envs} rows, the model's {self.n_envs}: make it with as many, or"
+                " save the model and load it with the new one, load(..., env=...)"
+            )
         try:
+            super().set_env(env, force_reset)
             with_vocabulary(self.policy.config, self._token_ids())
+            self._resolve_baseline()
         except ValueError:
-            self.env = previous
+            vars(self).update(before)
             raise
-        self._resolve_baseline()
 
     def _resolve_baseline(self) -> None:
         """Settles what the baseline's arguments leave open; its moving average stays."""

@@ -257,6 +257,17 @@ def test_learning_without_an_environment_is_refused(tmp_path):
         REINFORCE.load(tmp_path / "run").learn(10)
 
 
+@pytest.mark.parametrize("baseline", ["ema", "rloo"])
+def test_an_environment_can_be_set_after_loading(tmp_path, baseline):
+    whole = learn(make(baseline=baseline, group_size=2), 2)
+    whole.save(tmp_path / "run")
+    learn(whole, 1, reset_num_timesteps=False)
+    again = REINFORCE.load(tmp_path / "run")
+    again.set_env(make_envs(4, prompts=PROMPTS))
+    learn(again, 1, reset_num_timesteps=False)
+    assert torch.equal(everything(again), everything(whole))
+
+
 def test_a_learning_rate_function_is_asked_for_again(tmp_path):
     make(learning_rate=lambda left: 1e-3 * left).save(tmp_path / "run")
     with pytest.raises(ValueError, match="learning_rate was a function"):
