@@ -161,6 +161,7 @@ class REINFORCE(Saving):
         self.parallel = parallel
         self._first_update = 0  # of this run's learning-rate schedule
         self._stop_requested = False
+        self._update_began_at = None
         if _init_setup_model:
             self._begin(pretrained)
 
@@ -311,12 +312,15 @@ class REINFORCE(Saving):
         Raises:
             NonFiniteError: when a term of the loss, or the gradient, is not finite. Weights and
                 baseline are still those of before the update.
-            ValueError: for a model that was loaded without an environment.
+            ValueError: for a model that was loaded without an environment, and for a hyperparameter
+                that was set out of range.
         """
         if self.env is None:
             raise ValueError(
                 "env=None: texts are written in one; pass load(..., env=...) or set_env"
             )
+        # Attributes may have been set since the constructor checked them.
+        check_hyperparameters({**vars(self), "stats_window_size": self._stats_window_size})
         if isinstance(total_timesteps, float) and total_timesteps.is_integer():
             total_timesteps = int(total_timesteps)  # 1e5 is 100,000
         check_integer("total_timesteps", total_timesteps, 0)
@@ -331,32 +335,31 @@ class REINFORCE(Saving):
         last_update = math.inf if total_updates is None else self._n_updates + total_updates
         self._stop_requested = False
         callback.on_training_start(locals(), globals())
-        if self._random_states is not None and self.env is not None:
-            checkpoint.restore_random_states(
-                self._random_states, self.env, self.seed, self._n_updates
-            )
+        if states := self._random_states:
+            checkpoint.restore_random_states(states, self.env, self.seed, self._n_updates)
             self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
-            began, progress = time.perf_counter(), self.num_timesteps / total_timesteps
-            callback.on_rollout_start()
-            episodes = self.collect_episodes(callback)
-            if episodes is None:
-                break
-            callback.update_locals({"episodes": episodes})
-            callback.on_rollout_end()
-            collected = time.perf_counter()
-            # Measured at the start of the batch: the first update has the full learning rate, and the
-            # last one a rate above 0.
-            if total_updates is not None:
-                done = self._n_updates - self._first_update
-                progress = done / (last_update - self._first_update)
-            self._current_progress_remaining = 1 - min(progress, 1.0)
-            self.train(episodes)
-            tokens = int(episodes.mask.sum())
-            self.logger.record("time/rollout_fps", tokens / (collected - began))
-            self.logger.record("time/update_fps", tokens / (time.perf_counter() - collected))
+            with self._one_update():
+                began, progress = time.perf_counter(), self.num_timesteps / total_timesteps
+                callback.on_rollout_start()
+                episodes = self.collect_episodes(callback)
+                if episodes is None:
+                    break
+                callback.update_locals({"episodes": episodes})
+                callback.on_rollout_end()
+                collected = time.perf_counter()
+                # Measured at the start of the batch: the first update has the full learning rate, and the
+                # last one a rate above 0.
+                if total_updates is not None:
+                    done = self._n_updates - self._first_update
+                    progress = done / (last_update - self._first_update)
+                self._current_progress_remaining = 1 - min(progress, 1.0)
+                self.train(episodes)
+                tokens = int(episodes.mask.sum())
+                self.logger.record("time/rollout_fps", tokens / (collected - began))
+                self.logger.record("time/update_fps", tokens / (time.perf_counter() - collected))
             if log_interval and self._n_updates % log_interval == 0:
-                self._dump_logs()
+                self.dump_logs()
             if any(distributed.gather_objects(self._stop_requested)):
                 break
         callback.on_training_end()
@@ -542,7 +545,8 @@ class REINFORCE(Saving):
         for name, value in metrics.items():
             self.logger.record(f"{group}/{name}", value)
 
-    def _dump_logs(self) -> None:
+    def dump_logs(self, iteration: int = 0) -> None:
+        """Writes what was recorded; SB3's callbacks call it too, and `iteration` is SB3's."""
         seconds = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         tokens = self.num_timesteps - self._num_timesteps_at_start
         self.logger.record("time/episodes", self._episode_num, exclude="tensorboard")

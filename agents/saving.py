@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -33,6 +35,8 @@ class Saving(BaseAlgorithm):
     _prompt_generator: np.random.Generator
     # A loaded checkpoint's random states, one for each rank, until `learn` restores them.
     _random_states: list[dict[str, Any]] | None
+    # The `_position` from which the update that is being made began; None between updates.
+    _update_began_at: dict[str, Any] | None
 
     def _token_ids(self) -> list[int] | None:
         """The GPT-2 token of each action; None without an environment."""
@@ -41,11 +45,32 @@ class Saving(BaseAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
 
+    def _position(self) -> dict[str, Any]:
+        """The run's counters and random states: a resumed run goes on from there."""
+        drawing = self.env is not None and self.env.has_attr("np_random")
+        rows = self.env.get_attr("np_random") if drawing else []  # type: ignore[union-attr]
+        return {
+            "counters": {name: getattr(self, name) for name in checkpoint.COUNTERS},
+            "prompt_generator": self._prompt_generator.bit_generator.state,
+            "random_state": checkpoint.random_state(rows),
+        }
+
+    @contextmanager
+    def _one_update(self) -> Iterator[None]:
+        """Within, `save` writes the position at which the update began: a part of it cannot go on."""
+        self._update_began_at = self._position()
+        try:
+            yield
+        finally:
+            self._update_began_at = None
+
     def save(self, path: Target, exclude: Any = None, include: Any = None) -> None:
         """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
 
         It holds what shapes the rest of the run: weights of policy and start model, optimiser,
         counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
+        In the middle of an update, such as from a callback's `on_step`, counters and generators are
+        written as they were when it began: a resumed run makes the whole update again.
         Of several ranks all must call this; the first writes, and it is done when it returns.
 
         Args:
@@ -64,17 +89,15 @@ class Saving(BaseAlgorithm):
         if (optimizer_class := type(self.policy.optimizer)) is not torch.optim.AdamW:
             kwargs["optimizer_class"] = optimizer_class.__name__
         groups, optimizer = checkpoint.optimizer_state(self.policy.optimizer)
-        states = self._random_states
-        if states is None:
-            rows = [] if self.env is None else self.env.get_attr("np_random")
-            states = distributed.gather_objects(checkpoint.random_state(rows))
+        position = self._update_began_at or self._position()
+        states = self._random_states or distributed.gather_objects(position["random_state"])
         data = {
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
             "observation_length": self.observation_space.shape[0],  # type: ignore[index]
-            "counters": {name: getattr(self, name) for name in checkpoint.COUNTERS},
+            "counters": position["counters"],
             "optimizer_groups": groups,
-            "prompt_generator": self._prompt_generator.bit_generator.state,
+            "prompt_generator": position["prompt_generator"],
             "random_state": states[0],
             "other_ranks": states[1:],
         }

@@ -9,7 +9,7 @@ import torch
 from helpers import letters
 from reinforce_helpers import PROMPTS, TINY, VOCABULARY, flat, learn, make_envs
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 
 from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv, checkpoint
 
@@ -81,6 +81,37 @@ def test_interrupted_schedule_equals_uninterrupted(tmp_path):
     assert again._n_updates == 4
     learn(again, 2, reset_num_timesteps=False)
     assert torch.equal(everything(again), everything(whole))
+
+
+@pytest.mark.parametrize("baseline", ["rloo", "ema"])
+def test_checkpoints_from_the_middle_of_an_update_resume_bit_for_bit(tmp_path, baseline):
+    """SB3's callback saves after a number of steps, wherever an update is then."""
+    arguments = {"baseline": baseline, "group_size": 2, "lr_decay": "linear"}
+    saving = CheckpointCallback(1, str(tmp_path))
+    whole = learn(make(**arguments), 4, callback=saving)
+    paths = sorted(tmp_path.iterdir(), key=lambda path: int(path.stem.split("_")[2]))
+    assert len(paths) > 8
+    seen = set()
+    for path in paths:
+        again = REINFORCE.load(path, env=make_envs(4, prompts=PROMPTS))
+        seen.add((again._n_updates, again.num_timesteps))
+        learn(again, 4 - again._n_updates, reset_num_timesteps=False)
+        assert torch.equal(everything(again), everything(whole))
+        assert again.num_timesteps == whole.num_timesteps
+        assert again._episode_num == whole._episode_num
+    assert [updates for updates, _ in sorted(seen)] == [0, 1, 2, 3]
+
+
+def test_after_an_interrupted_update_the_model_is_saved_as_it_is(tmp_path):
+    class Interrupt(BaseCallback):
+        def _on_step(self):
+            raise KeyboardInterrupt
+
+    model = make()
+    with pytest.raises(KeyboardInterrupt):
+        learn(model, 1, callback=Interrupt())
+    model.save(tmp_path / "run")
+    assert REINFORCE.load(tmp_path / "run").num_timesteps == model.num_timesteps == 4
 
 
 def test_learning_in_two_calls_equals_one():

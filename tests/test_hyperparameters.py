@@ -125,6 +125,15 @@ def test_learn_checks_how_long(bad):
     assert model.num_timesteps == 0
 
 
+@pytest.mark.parametrize(("name", "bad"), [("kl_coef", -1), ("kl_estimator", "foo")])
+def test_learn_checks_what_was_set_after_the_constructor(name, bad):
+    model = make_model()
+    setattr(model, name, bad)
+    with pytest.raises(ValueError, match=f"^{name}={bad!r} must be "):
+        model.learn(1)
+    assert model.num_timesteps == 0
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
 def test_a_schedule_that_goes_astray_is_named(bad):
     model = make_model(learning_rate=lambda progress: 1e-3 if progress == 1 else bad)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import torch
 from helpers import letters
-from stable_baselines3.common.callbacks import BaseCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    LogEveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.logger import configure
 
 from agents import REINFORCE, GPT2Config, GPT2Policy, SB3VecEnv
 
@@ -104,6 +109,16 @@ def test_training_stops_at_a_number_of_episodes():
     model = REINFORCE(GPT2Policy, make_envs(), seed=0)
     model.learn(10**6, callback=StopTrainingOnMaxEpisodes(3))
     assert model._episode_num <= 12  # 3 in each of 4 rows, as SB3 counts
+
+
+def test_a_callback_of_sb3_writes_the_log():
+    model = REINFORCE(GPT2Policy, make_envs(), seed=0)
+    model.set_logger(configure(None, []))
+    written = []
+    model.logger.dump = lambda step: written.append(step)
+    model.learn(24, callback=LogEveryNTimesteps(5), log_interval=10**6)
+    assert len(written) >= 4
+    assert written == sorted(written)
 
 
 def test_policy_by_its_name():
