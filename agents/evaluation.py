@@ -38,6 +38,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Writes fresh texts and measures them; the caller's random numbers are left as they were.
 
+    Rewards are the environment's own, also behind a `VecNormalize`, which learns nothing from them.
+
     Several ranks must all call this. The first evaluates, with the whole model; the others wait.
 
     Args:
@@ -115,8 +117,9 @@ def _evaluate(
         keep = slice(0, n_episodes - len(rewards))
         texts, mask = batch.texts[keep], batch.mask[keep].cpu()
         scores = policy.evaluate_texts(texts, mask, start=reference)
-        entropy += float(scores.entropy.double().sum())
-        reference_log_prob += float(scores.start_log_prob.double().sum())
+        summed = [x.double().sum() for x in (scores.entropy, scores.start_log_prob)]
+        more_entropy, more_log_prob = torch.stack(summed).tolist()  # one read of a GPU
+        entropy, reference_log_prob = entropy + more_entropy, reference_log_prob + more_log_prob
         kls += scores.kl.double().sum(1).tolist()
         rewards += batch.returns[keep].tolist()
         infos += batch.infos[keep]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
 
 from agents import distributed
@@ -37,7 +37,7 @@ class Episodes:
     texts: Tensor  # int64: the final observations
     mask: Tensor  # bool: the places that the agent wrote
     rewards: Tensor  # float32: the environment's reward for each of them
-    infos: list[dict[str, Any]]  # the last step's, a row
+    infos: list[dict[str, Any]]  # the last step's, a row; `text` is always among them
 
     @property
     def returns(self) -> Tensor:
@@ -73,21 +73,41 @@ def prompts_of(env: VecEnv) -> list[str]:
 
 
 @contextmanager
+def _own_rewards(env: VecEnv) -> Iterator[None]:
+    """Within, a `VecNormalize` around the environment neither changes rewards nor learns from them."""
+    normalize = unwrap_vec_normalize(env)
+    if normalize is None:
+        yield
+        return
+    modes = normalize.training, normalize.norm_reward
+    normalize.training = normalize.norm_reward = False
+    try:
+        yield
+    finally:
+        normalize.training, normalize.norm_reward = modes
+
+
+@contextmanager
 def seeded(env: VecEnv, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, torch and the environment's rows draw from `seed`; their random states are restored."""
-    inner: Any = env.unwrapped  # keeps the seeds that its next reset will use
-    seeds, drawn = list(inner._seeds), None
+    """Within, torch and the rows draw from `seed`, and rewards are those of the environment.
+
+    Afterwards all is as it was: random states, the options of the next reset, and a `VecNormalize`,
+    whose statistics are the training's.
+    """
+    inner: Any = env.unwrapped  # keeps the seeds and options that its next reset will use
+    seeds, options, drawn = list(inner._seeds), inner._options, None
     if env.has_attr("np_random"):
         drawn = [generator.bit_generator.state for generator in env.get_attr("np_random")]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _own_rewards(env), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         env.seed(seed)
+        inner._options = [{} for _ in options]
         try:
             yield
         finally:
             if drawn is not None:
                 set_row_states(env, drawn)
-            inner._seeds = seeds
+            inner._seeds, inner._options = seeds, options
 
 
 def collect_episodes(
@@ -151,5 +171,9 @@ def collect_episodes(
         step = {"rewards": step_rewards, "dones": ended, "infos": step_infos, "tokens": len(rows)}
         if not on_step(step):
             return None
+    for i, info in enumerate(infos):
+        if "text" not in info:  # cut off by a wrapper, such as TimeLimit
+            text = env.get_attr("vocabulary")[0].decode(texts[i])
+            infos[i] = {**info, "text": text}
     tensors = [torch.as_tensor(x, device=policy.device) for x in (texts, mask, rewards)]
     return Episodes(tensors[0], tensors[1], tensors[2], infos)

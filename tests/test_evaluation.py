@@ -1,13 +1,16 @@
 """The measures of `evaluate` against sums over whole distributions, text by text."""
 
+import copy
 import itertools
 import math
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from helpers import letters
-from reinforce_helpers import END, PAD, PROMPTS, learn, make_envs, make_model
+from reinforce_helpers import END, PAD, PROMPTS, VOCABULARY, learn, make_envs, make_model
+from stable_baselines3.common.vec_env import VecNormalize
 
 from agents import SB3VecEnv, evaluation
 from agents.evaluation import evaluate
@@ -213,3 +216,36 @@ def test_dropout_is_off(model, env):
     model.policy.set_training_mode(True)
     run(model, env, 1)
     assert not model.policy.training
+
+
+def test_texts_that_a_time_limit_cut_off():
+    """TimeLimit ends a text that the environment has not, so that its info has no text."""
+    env = gym.make("TextSentiment-v0", vocabulary=VOCABULARY, max_tokens=8, sentiment_model=letters)
+    model = make_model(gym.wrappers.TimeLimit(env, 2))
+    model.learn(1)
+    result = run(model, model.get_env())
+    assert len(result["samples"]) == N
+    cut = [sample for sample in result["samples"] if len(sample["tokens"]) == 2]
+    assert cut
+    assert all(sample["text"] == "".join(sample["tokens"]) for sample in result["samples"])
+
+
+def test_a_vec_normalize_is_left_as_it_was(model, env):
+    """And the reward is the environment's own."""
+    normalized = VecNormalize(env, norm_obs=False)
+    normalized.reset()
+    normalized.step(np.full(ROWS, END))
+    before = copy.deepcopy(vars(normalized.ret_rms))
+    result = run(model, normalized)
+    assert vars(normalized.ret_rms) == before
+    assert normalized.training
+    assert normalized.norm_reward
+    assert result["reward"] == run(model, env)["reward"] != 0
+
+
+def test_pending_options_are_left_as_they_were(model, env):
+    without = run(model, env)
+    env.set_options([{"prompt": "bad"}] * ROWS)
+    assert run(model, env) == without
+    env.reset()
+    assert [info["prompt"] for info in env.reset_infos] == ["bad"] * ROWS
