@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import safetensors
@@ -35,7 +35,7 @@ COUNTERS = (  # of a run
     "_current_progress_remaining",
 )
 GROUPS = ("policy", "optimizer", "reference", "baseline")  # of tensors
-Target = str | os.PathLike[str] | io.BufferedIOBase
+Target = str | os.PathLike[str] | io.BufferedIOBase | IO[bytes]
 
 
 # ----------------------------------------------------------------------------------------- archive
@@ -45,7 +45,7 @@ def write_archive(
     target: Target, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
     """Writes JSON-able `data` and groups of named tensors; a file appears whole or not at all."""
-    if isinstance(target, io.BufferedIOBase):
+    if not isinstance(target, str | os.PathLike):
         return _write_zip(target, data, tensors)
     path = _with_suffix(target)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_archive(
 
 
 def _write_zip(
-    file: io.BufferedIOBase, data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
+    file: io.BufferedIOBase | IO[bytes], data: dict[str, Any], tensors: dict[str, dict[str, Tensor]]
 ) -> None:
     contents = json.dumps({"format": FORMAT, **data}, default=_as_python)
     members = {"checkpoint.json": contents.encode()}
@@ -95,12 +95,14 @@ def read_archive(source: Target) -> tuple[dict[str, Any], dict[str, dict[str, Te
         FileNotFoundError: if there is no such file.
         ValueError: if it is truncated, damaged, or another program's checkpoint.
     """
-    if not isinstance(source, io.BufferedIOBase):
-        if Path(source).is_dir():  # of a run
-            source = next(iter(checkpoints_in(Path(source))), Path(source) / NEWEST)
-        source = source if Path(source).is_file() else _with_suffix(source)
+    if isinstance(source, str | os.PathLike):
+        given = Path(source)
+        if not given.is_file():  # a run's folder, or a file without its suffix
+            inside = checkpoints_in(given)
+            source = inside[0] if inside else _with_suffix(given)
         if not Path(source).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {os.fspath(source)!r}")
+            missing = given / NEWEST if given.is_dir() else source
+            raise FileNotFoundError(f"there is no checkpoint {os.fspath(missing)!r}")
     try:
         with zipfile.ZipFile(source) as archive:
             members = _read_members(archive, str(source))
@@ -177,10 +179,29 @@ def _read_members(archive: zipfile.ZipFile, source: str) -> dict[str, bytes]:
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
-    return path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
+    return path if path.suffix == ".zip" else path.parent / f"{path.name}.zip"
 
 
 # ---------------------------------------------------------------------------------------- contents
+
+
+def check_algorithm(data: dict[str, Any], name: str) -> None:
+    """Warns if a checkpoint was saved by a class of another name than `name`, which loads it.
+
+    Checkpoints from before the name was kept have none.
+
+    Raises:
+        ValueError: if what it holds is no name.
+    """
+    saved_by = data.get("algorithm", name)
+    if not isinstance(saved_by, str):
+        raise ValueError(f"the checkpoint's algorithm {saved_by!r} is damaged: use an earlier one")
+    if saved_by != name:
+        warnings.warn(
+            f"the checkpoint was saved by {saved_by[:80]!r} and is loaded by {name}, which may train by"
+            " other rules: load it with the class that saved it",
+            stacklevel=3,
+        )
 
 
 def check_contents(

@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
 
 class Saving(BaseAlgorithm):
-    """`save` and `load` of an algorithm that trains a `GPT2Policy` beside a frozen start model."""
+    """`save` and `load` of an algorithm that trains a `GPT2Policy` beside a frozen start model.
 
-    ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS  # which a checkpoint keeps
+    Attributes:
+        ARGUMENTS: the constructor's arguments that a checkpoint keeps: JSON-able, each an attribute
+            of the same name. A subclass adds its own: `ARGUMENTS = (*REINFORCE.ARGUMENTS, "clip")`.
+    """
+
+    ARGUMENTS: ClassVar[tuple[str, ...]] = HYPERPARAMETERS
     policy: GPT2Policy
     reference: GPT2
     _baseline: Baseline
@@ -74,7 +79,7 @@ class Saving(BaseAlgorithm):
         Of several ranks all must call this; the first writes, and it is done when it returns.
 
         Args:
-            path: a file, `.zip` is added; or a binary stream.
+            path: a file, `.zip` is added; or a binary stream, such as an open file.
             exclude, include: SB3's, not supported.
 
         Raises:
@@ -92,6 +97,7 @@ class Saving(BaseAlgorithm):
         position = self._update_began_at or self._position()
         states = self._random_states or distributed.gather_objects(position["random_state"])
         data = {
+            "algorithm": type(self).__name__,
             "arguments": arguments,
             "policy_kwargs": {**kwargs, "config": self.policy.config.to_dict()},
             "observation_length": self.observation_space.shape[0],  # type: ignore[index]
@@ -145,6 +151,7 @@ class Saving(BaseAlgorithm):
         if custom_objects:
             raise ValueError("custom_objects is not supported: pass arguments by their names")
         data, tensors = checkpoint.read_archive(path)
+        checkpoint.check_algorithm(data, cls.__name__)
         checkpoint.check_contents(data, tensors, cls.ARGUMENTS)
         replaceable = (*cls.ARGUMENTS, *LOAD_ARGUMENTS)
         if unknown := sorted(arguments.keys() - set(replaceable)):

@@ -1,4 +1,6 @@
 import json
+import tempfile
+import warnings
 import zipfile
 
 import gymnasium as gym
@@ -176,6 +178,71 @@ def test_a_stream_will_do(tmp_path):
     with open(tmp_path / "stream", "rb") as file:
         again = REINFORCE.load(file)
     assert torch.equal(flat(again.policy.parameters()), flat(model.policy.parameters()))
+
+
+@pytest.mark.parametrize("kind", [tempfile.NamedTemporaryFile, tempfile.SpooledTemporaryFile])
+def test_a_temporary_file_will_do(kind):
+    model = make()
+    with kind() as file:
+        model.save(file)
+        file.seek(0)
+        again = REINFORCE.load(file)
+    assert torch.equal(flat(again.policy.parameters()), flat(model.policy.parameters()))
+
+
+def test_a_model_saved_under_the_same_name_does_not_hide_the_checkpoint(tmp_path, monkeypatch):
+    model = make()
+    model.save(tmp_path / "mine")
+    model.policy.gpt2.save_pretrained(tmp_path / "mine")
+    assert REINFORCE.load(tmp_path / "mine").seed == 0
+    (tmp_path / "mine.zip").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint '.*mine/checkpoint\.zip'"):
+        REINFORCE.load(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint 'checkpoint\.zip'"):
+        REINFORCE.load(".")
+
+
+class Clipped(REINFORCE):
+    """An algorithm of the user's, with an argument of its own."""
+
+    ARGUMENTS = (*REINFORCE.ARGUMENTS, "clip")
+
+    def __init__(self, *args, clip=0.2, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.clip = clip
+
+
+class Renamed(REINFORCE):
+    """An algorithm with the same arguments."""
+
+
+def test_a_subclass_keeps_its_own_arguments(tmp_path):
+    config = GPT2Config(vocab_size=3, **TINY)
+    model = Clipped(GPT2Policy, make_envs(), policy_kwargs={"config": config}, clip=0.3)
+    learn(model, 1).save(tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Clipped.load(tmp_path / "run", env=make_envs())
+    assert type(again) is Clipped
+    assert again.clip == 0.3
+    assert Clipped.load(tmp_path / "run", clip=0.4).clip == 0.4
+    learn(again, 1, reset_num_timesteps=False)
+
+
+def test_a_checkpoint_of_another_class_is_said(tmp_path):
+    make().save(tmp_path / "run")
+    with pytest.warns(UserWarning, match="saved by 'REINFORCE' and is loaded by Renamed"):
+        Renamed.load(tmp_path / "run")
+    with (
+        pytest.warns(UserWarning, match="saved by 'REINFORCE' and is loaded by Clipped"),
+        pytest.raises(ValueError, match=r"lacks or adds the arguments \['clip'\]"),
+    ):
+        Clipped.load(tmp_path / "run")
+    rewrite(tmp_path / "run.zip", lambda data: data.pop("algorithm") and None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Renamed.load(tmp_path / "run")
 
 
 def test_another_number_of_rows_is_said(tmp_path):
