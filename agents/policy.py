@@ -22,6 +22,7 @@ from agents.sampling import at_least_float32, mask_after_end, sample
 from text_sentiment_env import checks
 
 Precision = Literal["auto", "fp32", "bf16", "fast"]
+MOST_CACHES = 3  # batch sizes whose prefixes a policy remembers
 
 
 class TokenEvaluation(NamedTuple):
@@ -104,7 +105,8 @@ class GPT2Policy(ActorCriticPolicy):
         self.initial_length = initial_length
         # The environment's convention: the last action ends a text, and PAD is one beyond.
         self.end_index, self.pad_index = self.config.vocab_size - 1, self.config.vocab_size
-        self._caches: dict[int, PrefixCache] = {}  # by batch size: an evaluation has its own
+        # By batch size, because an evaluation has its own; the last used is the last.
+        self._caches: dict[int, PrefixCache] = {}
         if optimizer_kwargs is None:
             fused = {"fused": True} if optimizer_class is torch.optim.AdamW else {}
             optimizer_kwargs = {"weight_decay": 0.0, **fused}
@@ -211,10 +213,13 @@ class GPT2Policy(ActorCriticPolicy):
 
         Without gradients, tokens of a row that an earlier call has read are not read again.
         """
-        ids, lengths = self.to_model_input(obs)
-        with self.autocast():
-            if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            # Not in inference mode, because no later call outside of it could write to the cache.
+            with torch.inference_mode(False), torch.no_grad(), self.autocast():
+                ids, lengths = self._readable(obs)
                 return at_least_float32(self.prefix_cache(len(ids)).read(ids, lengths))
+        ids, lengths = self._readable(obs)
+        with self.autocast():
             ids = ids[:, : int(lengths.max())]
             ends = torch.arange(len(ids), device=ids.device), lengths - 1
             if not ids.is_cpu:  # where padding costs less than tensors of ever new sizes
@@ -222,13 +227,32 @@ class GPT2Policy(ActorCriticPolicy):
             hidden, nodes = self.gpt2.packed_hidden(ids, _mask(lengths, ids.shape[1]))
             return at_least_float32(hidden.index_select(0, nodes[ends]))
 
+    def _readable(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """`to_model_input`, for texts that the model has the positions to read to their ends.
+
+        Raises:
+            ValueError: for a text that fills the observation, if that is all the model's positions.
+        """
+        ids, lengths = self.to_model_input(obs)
+        most = self.config.n_positions
+        if ids.shape[1] > most and int(lengths.max()) > most:
+            raise ValueError(
+                f"obs holds a text that fills its {obs.shape[1]} places, and so is finished: behind"
+                f" <|endoftext|> it takes {ids.shape[1]} positions, and the model has"
+                f" n_positions={most}; leave it out, or use a model with more positions"
+            )
+        return ids, lengths
+
     def prefix_cache(self, batch_size: int) -> PrefixCache:
         """The cache for batches of this size, emptied if a weight has changed since it was filled."""
-        if batch_size not in self._caches:
+        cache = self._caches.pop(batch_size, None)
+        if cache is None:
             width = 1 + self.observation_space.shape[0]  # type: ignore[index]
             width = min(width, self.config.n_positions)
-            self._caches[batch_size] = PrefixCache(self.gpt2, batch_size, width)
-        cache = self._caches[batch_size]
+            cache = PrefixCache(self.gpt2, batch_size, width)
+        self._caches[batch_size] = cache  # behind those that were used before
+        if len(self._caches) > MOST_CACHES:
+            del self._caches[next(iter(self._caches))]
         cache.forget_if_changed()
         return cache
 

@@ -1,8 +1,10 @@
 import copy
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from helpers import letters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,3 +112,37 @@ def test_changed_weights_empty_the_cache(change, copied):
         after = policy.last_hidden(obs)
         torch.testing.assert_close(after, uncached(policy, obs))
     assert not torch.allclose(before, after)
+
+
+def test_predicting_in_inference_mode_leaves_the_cache_usable():
+    policy = make_policy()
+    texts = [observation([0]), observation([0, 1]), observation([0, 1, 2])]
+    want = [uncached(policy, text) for text in texts]
+    for mode, text, expected in zip(
+        (torch.inference_mode, torch.no_grad, torch.inference_mode), texts, want, strict=True
+    ):
+        with mode():
+            got = policy.last_hidden(text.clone())
+        torch.testing.assert_close(got, expected.detach())
+    cache = policy.prefix_cache(1)
+    assert (cache.tokens_read, cache.tokens_reused) == (2 + 1 + 1, 2 + 3)
+
+
+@torch.no_grad()
+def test_only_the_caches_that_were_used_last_are_kept():
+    policy = make_policy()
+    for size in (1, 2, 3, 1, 4, 5):
+        policy.last_hidden(observation(*[[0]] * size))
+    assert list(policy._caches) == [1, 4, 5]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_finished_text_that_leaves_no_position_is_named(gradients):
+    space = spaces.Box(0, V, (L,), np.int64)
+    config = {"n_positions": L, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    policy = GPT2Policy(space, spaces.Discrete(V), lambda _: 1e-3, config=config)
+    policy.set_training_mode(False)
+    with torch.set_grad_enabled(gradients):
+        policy.last_hidden(observation([0] * (L - 1)))
+        with pytest.raises(ValueError, match="obs holds a text that fills its 9 places, and so is"):
+            policy.last_hidden(observation([0] * L, [1]))
