@@ -27,6 +27,9 @@ def apply_temperature_and_top_k(
 
     Ties of the k-th largest logit are kept, as transformers does.
     """
+    if temperature < 1e-6:  # as good as greedy: quotients would overflow, their differences may
+        logits = logits - logits.amax(-1, keepdim=True)
+        temperature = max(temperature, torch.finfo(logits.dtype).tiny)
     if temperature != 1:
         logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:

@@ -162,6 +162,17 @@ def test_temperature_divides_and_top_k_drops():
         assert torch.equal(apply_temperature_and_top_k(logits, top_k=top_k), logits)
 
 
+@pytest.mark.parametrize("temperature", [1e-7, 1e-39, 5e-324])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_a_temperature_near_zero_takes_the_likeliest(temperature, top_k):
+    logits = torch.tensor([[1.0, 4.0, -math.inf, 3.9], [-900.0, -1000.0, -800.0, -950.0]])
+    cold = apply_temperature_and_top_k(logits, temperature, top_k)
+    assert cold.softmax(-1).tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
+    assert sample(cold, u=torch.full((2,), LAST, dtype=torch.float64)).tolist() == [1, 2]
+    with pytest.raises(ValueError, match="nothing can be drawn"):
+        sample(apply_temperature_and_top_k(logits.log(), temperature, top_k))
+
+
 def test_what_stands_behind_the_first_end_is_masked():
     tokens = torch.tensor([[1, 7, 2, 7], [7, 1, 1, 1], [1, 2, 3, 4], [1, 2, 3, 7]])
     expected = [[1, 7, 0, 0], [7, 0, 0, 0], [1, 2, 3, 4], [1, 2, 3, 7]]
