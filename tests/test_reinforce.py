@@ -569,23 +569,6 @@ def test_set_env_refuses_another_vocabulary_and_keeps_the_env():
     assert model.env is not env
 
 
-@pytest.mark.parametrize(
-    ("envs", "message"),
-    [
-        ({"num_envs": 8}, r"env has 8 rows, the model's 6: make it with as many, or .*load\("),
-        ({"prompts": ["good"]}, "Observation spaces do not match"),
-        ({"prompts": ["good", "bad"], "max_tokens": STEPS - 1}, "group_size=4, the default"),
-    ],
-)
-def test_a_refused_env_leaves_the_model_as_it_was(envs, message):
-    model = make_model(make_envs(6))
-    model.learn(1)
-    before = dict(vars(model))
-    with pytest.raises(ValueError, match=message):
-        model.set_env(make_envs(**{"num_envs": 6, **envs}))
-    assert all(vars(model)[name] is value for name, value in before.items())
-
-
 def test_dropout_is_refused():
     config = GPT2Config(vocab_size=3, dropout=0.1, **TINY)
     with pytest.raises(ValueError, match=r"dropout=0\.1.*set it to 0"):

@@ -121,6 +121,23 @@ def test_a_callback_of_sb3_writes_the_log():
     assert written == sorted(written)
 
 
+@pytest.mark.parametrize(
+    ("envs", "message"),
+    [
+        ({"num_envs": 8}, r"env has 8 rows, the model's 6: make it with as many, or .*load\("),
+        ({"prompts": ["good"]}, "Observation spaces do not match"),
+        ({"prompts": ["good", "bad"], "max_tokens": 2}, "group_size=4, the default"),
+    ],
+)
+def test_a_refused_env_leaves_the_model_as_it_was(envs, message):
+    model = REINFORCE(GPT2Policy, make_envs(num_envs=6), seed=0)
+    model.learn(1)
+    before = dict(vars(model))
+    with pytest.raises(ValueError, match=message):
+        model.set_env(make_envs(**{"num_envs": 6, **envs}))
+    assert all(vars(model)[name] is value for name, value in before.items())
+
+
 def test_policy_by_its_name():
     assert isinstance(REINFORCE("GPT2Policy", make_envs()).policy, GPT2Policy)
     with pytest.raises(ValueError, match="Policy MlpPolicy unknown"):
