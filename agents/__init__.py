@@ -1,5 +1,6 @@
 """GPT-2 from scratch, its policy, REINFORCE, and the glue to stable-baselines3."""
 
+from agents import _threads  # noqa: F401
 from agents.embedding import TokenEmbedding
 from agents.gpt2 import GPT2, GPT2Config, KVCache
 from agents.policy import GPT2Policy

@@ -151,7 +151,8 @@ class _LogProbsAndKL(torch.autograd.Function):
         w, w0 = aligned(weight.to(ctx.dtype)), aligned(start_weight.to(ctx.dtype))
         size, V = min(ctx.rows, len(h)), len(weight)
         buffers, start_buffers = _LogitBuffers(size, w, V), _LogitBuffers(size, w0, V)
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for rows in slices(len(h), ctx.rows):
             if kept:
                 p, ratio = kept[0][rows], kept[1][rows]
@@ -172,7 +173,8 @@ class _LogProbsAndKL(torch.autograd.Function):
             grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
             grad_z = buffers.narrow(grad_z)
             grad_hidden[rows] = grad_z @ w
-            grad_weight += (grad_z.t() @ h[rows])[:V]
+            if grad_weight is not None:
+                grad_weight += (grad_z.t() @ h[rows])[:V]
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 

@@ -1,6 +1,7 @@
 """The packages' layout: who may import whom, and how long a file or a function may be."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,24 @@ def test_no_long_file_or_function(path):
 # Exceptions, none of which may grow.
 MOST: dict[str, int] = {}
 LONGEST: dict[str, int] = {}
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],
+)
+def test_torchs_threads_soon_sleep_unless_the_user_decides(given, spins):
+    """They read their setting when torch is imported, which the package must precede."""
+    program = """
+import os, sys
+sys.modules["torch"] = None  # importing it from here on fails
+try:
+    import agents
+except ImportError:
+    print(os.environ.get("GOMP_SPINCOUNT", ""))
+"""
+    env = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == spins
