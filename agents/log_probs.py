@@ -151,8 +151,7 @@ class _LogProbsAndKL(torch.autograd.Function):
         w, w0 = aligned(weight.to(ctx.dtype)), aligned(start_weight.to(ctx.dtype))
         size, V = min(ctx.rows, len(h)), len(weight)
         buffers, start_buffers = _LogitBuffers(size, w, V), _LogitBuffers(size, w0, V)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         for rows in slices(len(h), ctx.rows):
             if kept:
                 p, ratio = kept[0][rows], kept[1][rows]
@@ -173,8 +172,7 @@ class _LogProbsAndKL(torch.autograd.Function):
             grad_z.view(-1).scatter_add_(0, entries, grad_log_prob[which])
             grad_z = buffers.narrow(grad_z)
             grad_hidden[rows] = grad_z @ w
-            if grad_weight is not None:
-                grad_weight += (grad_z.t() @ h[rows])[:V]
+            grad_weight += (grad_z.t() @ h[rows])[:V]
         return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
