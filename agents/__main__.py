@@ -23,7 +23,8 @@ from typing import Annotated
 import tyro
 
 from agents import cli
-from agents.commands import Compare, Evaluate, Generate, Info, Play, Report, Watch
+from agents.commands import Evaluate, Generate, Info, Play, Report, Watch
+from agents.compare import Compare
 
 
 @dataclass

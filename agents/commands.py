@@ -1,4 +1,4 @@
-"""Commands for trained models: generate, evaluate, compare, play, watch, report, info."""
+"""Commands for trained models: generate, evaluate, play, watch, report, info."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import json
 import platform
 import time
 import zipfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 import torch
 import tyro
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from agents import cli, figures, page, report
+from agents import cli, page, report
 from agents.arguments import Args, EnvironmentArgs
 from agents.atomic import atomic_write
 from agents.callbacks import UPDATES, read_rows
@@ -32,7 +30,6 @@ from agents.evaluation import evaluate
 from agents.frontier import START_TEXTS, Frontier, read_frontier
 from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
-from agents.metrics import standard_error
 from agents.policy import GPT2Policy
 from agents.reinforce import REINFORCE
 from agents.runs import ARGUMENTS, RunFolder
@@ -40,12 +37,6 @@ from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
 
 Run = tyro.conf.Positional[str]
-# The measures that `compare` shows, under headings with which they fit into 80 columns.
-COMPARED = {
-    **{"reward": "reward", "sentiment": "sentim.", "vader": "vader", "kl": "KL", "gap": "gap"},
-    **{"length": "length", "perplexity": "perpl.", "distinct_texts": "distinct"},
-}
-TASK = tuple(field.name for field in fields(EnvironmentArgs) if field.name != "num_envs")
 
 
 class Loaded(NamedTuple):
@@ -283,76 +274,6 @@ class Evaluate:
 
 
 @dataclass
-class Compare:
-    """Compare finished runs: a table, and a figure of their learning curves."""
-
-    runs: tyro.conf.Positional[list[Path]]
-    """folders of runs"""
-    figure: Path = Path("compare.png")
-    """where to draw the learning curves"""
-
-    def __call__(self) -> None:
-        """Prints the table and draws the figure."""
-        if not self.runs:
-            raise ValueError("RUNS: name the folder of at least one finished run")
-        summaries = {run: _read_summary(run) for run in self.runs}
-        cli.prepare_folder("figure", self.figure)
-        names = _short_names(self.runs)
-        rows = [summary["after"] for summary in summaries.values()]
-        table = Table(title="After training, fresh texts", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("run", overflow="fold")  # a name that is cut could be any run's
-        for heading in COMPARED.values():
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, after in zip(names, rows, strict=True):
-            table.add_row(name, *(_number(measure, after.get(measure)) for measure in COMPARED))
-        tasks = [summary["arguments"] for summary in summaries.values()]
-        other = [flag for flag in TASK if _differ([task.get(flag) for task in tasks])]
-        if len(rows) > 1 and not other:
-            table.add_section()
-            for title, statistic in (("mean", np.mean), ("± error", standard_error)):
-                known = {m: [after[m] for after in rows if m in after] for m in COMPARED}
-                values = [float(statistic(x)) if len(x) > 1 else None for x in known.values()]
-                table.add_row(title, *map(_number, COMPARED, values))
-        Console().print(table)
-        if other:
-            print(f"no mean, because the runs differ in {', '.join(map(cli.flag, other))}")
-        logs = {name: run / "progress.csv" for name, run in zip(names, self.runs, strict=True)}
-        with cli.writing("figure", self.figure):
-            figures.write_sheet(figures.compare_runs(logs), self.figure)
-        print(f"learning curves: {self.figure}")
-
-
-def _read_summary(run: Path) -> dict[str, Any]:
-    file = run / "summary.json"
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{run} holds no summary.json: name the folder of a finished run"
-        ) from None
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}): write it again by `python -m agents train --out {run}"
-            " --resume`"
-        ) from None
-
-
-def _number(measure: str, value: float | None) -> str:
-    form = report.MEASURES[measure][-1].lstrip("+")
-    return "" if value is None else f"{value:{form}}"
-
-
-def _differ(values: Sequence[Any]) -> bool:
-    return any(value != values[0] for value in values)
-
-
-def _short_names(runs: Sequence[Path]) -> list[str]:
-    """The runs' own names if they are all different, else their paths."""
-    names = [run.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run) for run in runs]
-
-
-@dataclass
 class Play:
     """Write a text by hand, token by token, and get the reward: the decision process as a game."""
 
@@ -457,7 +378,7 @@ class Report:
 
     def __call__(self) -> None:
         """Writes the files and says where the page is."""
-        judge = _read_summary(self.run)["arguments"]["sentiment_model"]
+        judge = report.read_summary(self.run)["arguments"]["sentiment_model"]
         page.write(self.run, load_sentiment_model(judge))
         print(self.run / "report.html")
 

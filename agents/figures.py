@@ -6,9 +6,11 @@ A panel draws into one axis. The same panels make the sheets `learning_curves.pn
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from agents import cli
 from agents.atomic import atomic_write
 from agents.callbacks import read_rows
 from agents.frontier import Frontier
@@ -37,6 +41,7 @@ COLOURS = {
     "third": "#a6537f",
     "paper": "#ffffff",
 }
+DASHES = ("-", "--", ":", "-.")
 DOTS = 400  # texts of a scatter plot, before and after each: more only hide one another
 
 STYLE: dict[Any, Any] = {
@@ -105,7 +110,7 @@ def _curve(record: Record, title: str, column: str, measure: str) -> Panel:
         if title.startswith("share"):
             axis.set_ylim(0, 1.05)
         _points(axis, record, measure)
-        axis.set_xlabel("update")
+        _updates(axis)
 
     before, after = (record.summary[when][measure] for when in ("before", "after"))
     return Panel(
@@ -150,8 +155,14 @@ def _draw_terms(axis: Axes, record: Record) -> None:
         )
         bottom = bottom - values
     axis.plot(x, reward, color=COLOURS["ink"], lw=1.2, label="reward, their sum")
-    axis.set_xlabel("update")
+    _updates(axis)
     _legend(axis)
+
+
+def _updates(axis: Axes) -> None:
+    """The x-axis of a learning curve: there is no half update."""
+    axis.set_xlabel("update")
+    axis.locator_params("x", integer=True)
 
 
 def _legend(axis: Axes) -> None:
@@ -260,28 +271,74 @@ def _scatter(record: Record, judge: str) -> Panel:
 # ---------------------------------------------------------------------------------------- compared
 
 
-def compare_runs(logs: Mapping[str, Path]) -> list[Panel]:
-    """Learning curves of several runs, each with its log progress.csv, by their names."""
-    runs = {name: read_rows(log) for name, log in logs.items()}
+def compare_runs(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Panel]:
+    """Learning curves of several runs, and a panel with the legend.
+
+    Args:
+        groups: the name and the logs progress.csv of each group of runs, which has one colour. Several
+            runs of a group are thin lines under their mean, in a band of its standard error.
+    """
+    logs = [(name, [read_rows(path) for path in paths]) for name, paths in groups]
+    # Ten colours, then the same ones with other dashes.
+    looks: list[dict[str, Any]] = [
+        {"color": f"C{i % 10}", "ls": DASHES[i // 10 % len(DASHES)]} for i in range(len(logs))
+    ]
 
     def panel(title: str, column: str) -> Panel:
         def draw(axis: Axes) -> None:
-            for name, rows in runs.items():
-                axis.plot(*by_update(rows, column), lw=1.2, label=name)
-            axis.set_xlabel("update")
-            if title == PANELS[0][0]:
-                axis.legend(fontsize=8)
+            for (_, runs), look in zip(logs, looks, strict=True):
+                curves = [by_update(rows, column) for rows in runs]
+                _draw_group(axis, [curve for curve in curves if len(curve[0])], look)
+            _updates(axis)
 
-        return Panel(title, f"{title} by update, a line a run.", draw)
+        return Panel(title, f"{title} by update, a colour a group of runs.", draw)
 
-    return [panel(title, column) for title, column, _ in PANELS]
+    def legend(axis: Axes) -> None:
+        from matplotlib.lines import Line2D
+
+        axis.set_axis_off()
+        # Handles and labels, because matplotlib leaves out the label of a line that begins with "_".
+        columns = 1 if len(logs) < 15 else 2
+        labels = [textwrap.fill(name, 50 // columns) for name, _ in logs]
+        lines = sum(label.count("\n") + 1 for label in labels)
+        several = any(len(runs) > 1 for _, runs in logs)
+        axis.legend(
+            [Line2D([], [], lw=2, **look) for look in looks],
+            labels,
+            loc="upper left",
+            alignment="left",
+            borderaxespad=0,
+            handlelength=2.5,
+            ncols=columns,
+            fontsize=min(8, 100 * columns / lines),  # which lets them all into the panel
+            title="bold: mean ± standard error; thin: its runs" if several else None,
+            title_fontsize=8,
+        ).set_in_layout(False)
+
+    panels = [panel(title, column) for title, column, _ in PANELS]
+    return [*panels, Panel("", "The names of the lines.", legend)]
+
+
+def _draw_group(
+    axis: Axes, curves: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], look: Mapping[str, Any]
+) -> None:
+    """A line a run; of several runs also their mean, at the updates that all of them have."""
+    several = len(curves) > 1
+    for x, y in curves:
+        axis.plot(x, y, lw=0.6 if several else 1.2, alpha=0.5 if several else 1, **look)
+    if several:
+        x = functools.reduce(np.intersect1d, [x for x, _ in curves])
+        values = np.stack([np.interp(x, *curve) for curve in curves])
+        mean, error = values.mean(0), values.std(0, ddof=1) / len(curves) ** 0.5
+        axis.fill_between(x, mean - error, mean + error, color=look["color"], alpha=0.2, lw=0)
+        axis.plot(x, mean, lw=2, **look)
 
 
 # --------------------------------------------------------------------------------------- the files
 
 
 def write_sheet(panels: Sequence[Panel], path: Path) -> None:
-    """Draws panels as one PNG, at most three in a row, four as two by two."""
+    """Draws panels into a file of its suffix's format, at most three in a row, four as two by two."""
     columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     with _style():
@@ -291,7 +348,19 @@ def write_sheet(panels: Sequence[Panel], path: Path) -> None:
             panel.draw(axis)
             axis.set_title(panel.title)
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
+
+
+def check_format(name: str, path: Path) -> None:
+    """Refuses a picture in a format that matplotlib does not know.
+
+    Raises:
+        ValueError: naming the flag and its value.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise ValueError(f"{cli.flag(name)} {path}: must end with .png, .pdf or .svg")
 
 
 def svg(panel: Panel) -> str:

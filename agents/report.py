@@ -74,16 +74,13 @@ class Record:
         """Reads summary.json, progress.csv and samples.jsonl of a run's folder.
 
         Raises:
-            ValueError: if one of them is missing.
+            ValueError: if one of them is missing, or the summary is damaged.
         """
+        summary = read_summary(folder)
         try:
-            summary = json.loads((folder / "summary.json").read_text("utf-8"))
             lines = (folder / SAMPLES).read_text("utf-8").splitlines()
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{folder} holds no {Path(error.filename).name}: name the folder of a run that has"
-                " ended, or write the file by --resume"
-            ) from None
+        except FileNotFoundError:
+            raise ValueError(_missing(folder, SAMPLES)) from None
         samples: dict[str, list[Sample]] = {"before": [], "after": []}
         for sample in map(json.loads, lines):
             samples[sample.pop("when")].append(sample)
@@ -102,6 +99,36 @@ class Record:
     def values(self, when: str, measure: str) -> npt.NDArray[np.float64]:
         """A measure of every text, `"before"` or `"after"`."""
         return np.array([sample[measure] for sample in self.samples[when]], float)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Reads summary.json of a run's folder.
+
+    Raises:
+        ValueError: if it is missing, or holds no summary.
+    """
+    file = folder / "summary.json"
+    try:
+        summary = json.loads(file.read_text("utf-8"))
+        parts = [summary[name] for name in ("arguments", "before", "after")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(_missing(folder, file.name)) from None
+    except (ValueError, TypeError, KeyError) as error:
+        reason = error if isinstance(error, ValueError) else "it holds no summary of a run"
+        raise ValueError(
+            f"{file} is damaged ({reason}): write it again by `python -m agents train --out {folder}"
+            " --resume`"
+        ) from None
+    return summary
+
+
+def _missing(folder: Path, name: str) -> str:
+    return (
+        f"{folder} holds no {name}: name the folder of a run that has ended, or write the file by"
+        " --resume"
+    )
 
 
 def by_update(

@@ -400,6 +400,9 @@ def test_the_picture_and_the_tables_of_results(tmp_path, capsys, monkeypatch):
     assert [row[:12] for row in rows if row[2:3].isdigit()] == ["| 0 | +0.800", "| 1 | +0.900"]
     assert rows[-1] == "| +0.50 | before. | +0.50 | after. |"
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit, match="2"):
+        main([*runs, "--out", str(tmp_path / "p.xyz")])
+    assert "p.xyz: must end with .png, .pdf or .svg" in capsys.readouterr().err
 
 
 def test_citation_is_of_this_version():

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from agents import cli
-from agents.figures import learning_curves, write_sheet
+from agents.figures import check_format, learning_curves, write_sheet
 from agents.metrics import standard_error
 from agents.report import MEASURES, Record
 
@@ -39,7 +39,7 @@ class Args:
     runs: tyro.conf.Positional[list[Path]]
     """folders that train_reinforce.py wrote; the picture and the texts are the first one's"""
     out: Path = Path("learning_curves.png")
-    """the PNG to write"""
+    """the picture to write: .png, .pdf, .svg..."""
     texts: int = 6
     """texts to print, before and after training"""
 
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, argv, __doc__)
     if not args.runs:
         raise ValueError("RUNS: name the folder of at least one finished run")
+    check_format("out", args.out)
     records = [Record.read(run) for run in args.runs]
     panels = [p for p in learning_curves(records[0]) if p.title.startswith(PANELS)]
     write_sheet(panels, args.out)
