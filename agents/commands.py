@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import time
 import zipfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import filelock
 import gymnasium as gym
 import torch
 import tyro
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from agents import cli, page, report
@@ -47,17 +49,18 @@ class Loaded(NamedTuple):
     environment: EnvironmentArgs
     kl_coef: float = 0.0
     frontier: Frontier | None = None  # of the reference's texts, for a run with KL
+    recorded: bool = False  # whether the environment is the one of a run
 
     def task(self) -> str:
-        """What is asked of the texts, and what they are compared with, in a line or two."""
+        """What is asked of the texts, in a line or two."""
         env = self.environment
         low, high = env.target_length
         line = (
             f"judge {env.sentiment_model}, {env.target} texts, prompts {env.prompts or 'none'}, at most"
             f" {env.max_tokens} tokens, {low} to {high} without penalty"
         )
-        if self.reference is self.gpt2:
-            line += "; no start model is known: KL and perplexity are to the model itself"
+        if not self.recorded:
+            line += "; the model records no environment: what no flag sets is the default"
         return line
 
 
@@ -67,7 +70,8 @@ def load_models(run: str, trust: bool = False) -> Loaded:
     Args:
         run: a run's folder, a checkpoint, a directory in Hugging Face's format, `"reviews"`, or a zip
             that an algorithm of stable-baselines3 saved. The last three start from themselves, in the
-            default environment. A zip outside a run has it with observations of the model's length.
+            default environment. A zip outside a run has it with observations of the model's length. A
+            run without checkpoints has the start model that it records, if that can still be loaded.
         trust: lets a file of stable-baselines3 run the code that is pickled in it.
 
     Raises:
@@ -77,7 +81,7 @@ def load_models(run: str, trust: bool = False) -> Loaded:
     """
     path = Path(run)
     folder = RunFolder(path)
-    if path.suffix == ".zip" or folder.checkpoints():
+    if folder.checkpoints() or (path.suffix == ".zip" and not path.is_dir()):
         file = folder.checkpoints()[0] if path.is_dir() else path
         if _is_of_sb3(file):
             return _load_sb3(file, trust)
@@ -87,15 +91,13 @@ def load_models(run: str, trust: bool = False) -> Loaded:
             model = REINFORCE.load(run)
         models = model.policy.gpt2, model.reference
         if (file.parent / ARGUMENTS).is_file():
-            recorded = _recorded(file.parent)
-            frontier = read_frontier(file.parent / START_TEXTS)
-            return Loaded(*models, recorded.environment, recorded.reinforce.kl_coef, frontier)
+            return _of_run(*models, file.parent)
         return Loaded(*models, _environment_of(model.observation_space))
-    if (path / ARGUMENTS).is_file():  # of a run that ended before its first checkpoint
+    if (path / ARGUMENTS).is_file():  # of a run without checkpoints
         if not folder.exported.is_dir():
             raise ValueError(f"{run} holds no model: its run has saved none yet")
         gpt2 = GPT2.from_pretrained(folder.exported)
-        return Loaded(gpt2, gpt2, _recorded(path).environment)
+        return _of_run(gpt2, _start_model(gpt2, _recorded(path).start.model), path)
     if path.is_file():
         raise ValueError(f"{run} is no run, checkpoint (.zip) or model: name one of these")
     if not path.exists() and path.with_name(path.name + ".zip").is_file():
@@ -116,6 +118,27 @@ def _recorded(folder: Path) -> Args:
     args = cli.from_values(Args, run.read_arguments())
     args.environment.prompts = run.prompts(args.environment.prompts)
     return args
+
+
+def _of_run(gpt2: GPT2, reference: GPT2, folder: Path) -> Loaded:
+    """A model, with what the run in its folder has recorded."""
+    recorded = _recorded(folder)
+    kl_coef, frontier = recorded.reinforce.kl_coef, None
+    # Without KL a file of the start model's texts is an earlier run's.
+    if kl_coef and reference is not gpt2:
+        frontier = read_frontier(folder / START_TEXTS)
+    return Loaded(gpt2, reference, recorded.environment, kl_coef, frontier, recorded=True)
+
+
+def _start_model(gpt2: GPT2, name: str) -> GPT2:
+    """The model that a run started from, with the run's tokens; the given one if it is not at hand."""
+    if name == "random":
+        return gpt2
+    try:
+        start = GPT2.from_pretrained(name)
+        return start.restrict(gpt2.token_ids) if gpt2.token_ids else start
+    except (OSError, ValueError):
+        return gpt2
 
 
 def _environment_of(space: gym.Space[Any]) -> EnvironmentArgs:
@@ -186,12 +209,14 @@ class Generate:
 
     def __call__(self) -> None:
         """Prints one text a line."""
+        if self.seed is not None:
+            cli.check_seed(self.seed)
         gpt2 = load_models(self.run, self.trust).gpt2
         arguments = {
             k: v for k, v in asdict(self).items() if k not in ("run", "prompt", "n", "trust")
         }
         for text in generate_text(gpt2, self.prompt, self.n, **arguments):
-            print(text.strip().replace("\n", " "))
+            print(" ".join(text.split()))
 
 
 @dataclass
@@ -206,6 +231,14 @@ class Evaluate:
     """seed of the texts"""
     judge: str | None = None
     """a further sentiment model: an id of the hub or a directory"""
+    prompts: str | None = None
+    """file of openings, such as held-out ones; this and the next three: default as recorded"""
+    sentiment_model: str | None = None
+    """the reward's judge"""
+    target: Literal["positive", "negative"] | None = None
+    """the sentiment to write"""
+    max_tokens: int | None = None
+    """the most tokens a text may have"""
     show: int = 5
     """best and worst texts to print"""
     json: Path | None = None
@@ -215,38 +248,66 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Prints a table and texts."""
-        cli.positive(self, "episodes")
+        cli.positive(self, "episodes", "max_tokens")
         cli.at_least(0, self, "show")
         cli.check_seed(self.seed)
         if self.json is not None:
             cli.prepare_folder("json", self.json)
-        loaded = load_models(self.run, self.trust)
+        loaded = self._load()
         result = self.measure(loaded)
         samples = sorted(result["samples"], key=lambda sample: -sample["reward"])
         console = Console()
-        table = Table(title=f"{self.episodes} texts of {self.run}")
-        table.add_column("measure")
-        for heading in ("mean", "95 % interval"):
-            table.add_column(heading, justify="right")
-        table.add_column("unit")
-        own = {self.judge: (f"{self.judge}, a further judge", "−1 to 1", "+.3f")}
-        for name, (title, unit, form) in (report.MEASURES | own).items():
-            if name in result:
-                # Nothing for what is no mean over texts.
-                interval = report.interval([s[name] for s in samples if name in s], form)
-                if name == "gap":
-                    interval = f"± {1.96 * result['gap_standard_error']:{form}}"
-                table.add_row(title, f"{result[name]:{form}}", interval, unit)
-        console.print(table)
-        console.print(loaded.task(), style="dim")
-        for title, chosen in (("best", samples[: self.show]), ("worst", samples[-self.show :])):
+        console.print(self._table(result))
+        line = loaded.task()
+        if loaded.reference is loaded.gpt2:
+            line += "; no start model is known: KL and perplexity are to the model itself"
+        # No markup: the name of a file may hold brackets.
+        console.print(Text(line), style="dim")
+        extremes = {"best": samples[: self.show], "worst": samples[-self.show :]}
+        for title, chosen in extremes.items() if self.show else ():
             table = Table("reward", "text", title=title)
-            for sample in chosen if self.show else ():
-                table.add_row(f"{sample['reward']:+.2f}", escape(sample["text"].strip()))
+            for sample in chosen:
+                table.add_row(f"{sample['reward']:+.2f}", Text(sample["text"].strip()))
             console.print(table)
         if self.json is not None:
             with cli.writing("json", self.json), atomic_write(self.json) as temporary:
                 temporary.write_text(json.dumps({"run": self.run, **result}, indent=2), "utf-8")
+
+    def _load(self) -> Loaded:
+        """The model, in the environment that the flags ask for."""
+        loaded = load_models(self.run, self.trust)
+        names = ("prompts", "sentiment_model", "target", "max_tokens")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if not given:
+            return loaded
+        # The start model's texts were judged by the recorded task.
+        return loaded._replace(environment=replace(loaded.environment, **given), frontier=None)
+
+    def _table(self, result: Mapping[str, Any]) -> Table:
+        table = Table(title=Text(f"{self.episodes} texts of {self.run}", "table.title"))
+        table.add_column("measure")
+        for heading in ("mean", "95 % interval"):
+            table.add_column(heading, justify="right")
+        table.add_column("unit")
+        # What the task adds, such as a term of the reward, has its own name.
+        rows = report.MEASURES | {
+            name: (name, "", "+.3f")
+            for name, value in result.items()
+            if isinstance(value, float)
+            and name not in report.MEASURES
+            and not name.endswith("_standard_error")
+        }
+        if self.judge:
+            rows[self.judge] = (f"{self.judge}, a further judge", "−1 to 1", "+.3f")
+        for name, (title, unit, form) in rows.items():
+            if name in result:
+                # Nothing for what is no mean over texts.
+                values = [sample[name] for sample in result["samples"] if name in sample]
+                interval = report.interval(values, form)
+                if name == "gap":
+                    interval = f"± {1.96 * result['gap_standard_error']:{form}}"
+                table.add_row(Text(title), f"{result[name]:{form}}", interval, unit)
+        return table
 
     def measure(self, loaded: Loaded) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
@@ -286,12 +347,15 @@ class Play:
 
     def __call__(self, ask: Callable[[str], str] = input) -> None:
         """Asks for one token after another until the text ends; `ask` prompts for a line."""
-        gpt2, _, arguments, *_ = load_models(self.run, self.trust)
+        cli.at_least(0, self, "choices")
+        loaded = load_models(self.run, self.trust)
+        gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
         values = asdict(arguments) | {"vocabulary": vocabulary}
         values.pop("num_envs")
         env = gym.make("text_sentiment_env:TextSentiment-v0", **values)
         observation, info = env.reset()
+        print(loaded.task())
         print(
             "A number writes that token, any text writes its tokens (begin a word with a space), an empty"
             " line or Ctrl-D ends the text."
@@ -347,21 +411,48 @@ class Watch:
         """Shows the log until the run has ended, or Ctrl-C."""
         if not any((self.run / name).is_file() for name in (ARGUMENTS, "progress.csv")):
             raise ValueError(f"{self.run} is no folder of a run: it holds no progress.csv")
-        with Live(self._table(), refresh_per_second=2) as live:
-            while not self.once and self._under_way():
-                time.sleep(1)
-                live.update(self._table())
+        console = Console()
+        if self.once:
+            console.print(self._table())
+        else:
+            with Live(self._table(), console=console, refresh_per_second=2) as live:
+                while self._under_way():
+                    time.sleep(1)
+                    live.update(self._table())
+            if not console.is_terminal:
+                console.print()  # Live leaves a file without its last line's end
+        if not self._under_way() and not self._finished():
+            more = f"python -m agents train --out {shlex.quote(str(self.run))} --resume"
+            saved = bool(RunFolder(self.run).checkpoints())
+            print(
+                "the run has stopped without a summary;",
+                f"`{more}` goes on" if saved else "it has saved no checkpoint to go on from",
+            )
 
     def _under_way(self) -> bool:
-        """Whether the run has begun, or gone on, since it last ended: it then records its arguments."""
+        """Whether a process holds the run's lock; a log of SB3's, which has none, may always grow."""
+        lock = self.run / ".lock"
+        if not (self.run / ARGUMENTS).is_file():
+            return True
+        if not lock.exists():
+            return False
+        try:
+            with filelock.FileLock(lock, timeout=0):
+                return False
+        except OSError:  # Timeout, or the file is another user's
+            return True
+
+    def _finished(self) -> bool:
+        """Whether it has its summary; a run that goes on records its arguments after the earlier one."""
         written = [self.run / name for name in (ARGUMENTS, "summary.json")]
         begun, ended = (path.stat().st_mtime_ns if path.exists() else 0 for path in written)
-        return begun >= ended
+        return ended > begun
 
     def _table(self) -> Table:
         rows = read_rows(self.run / "progress.csv")
         updates = rows[-1][UPDATES] if rows else "0"
-        table = Table("", "now", "course", title=f"{self.run.resolve().name}\nupdate {updates}")
+        heading = Text(f"{self.run.resolve().name}\nupdate {updates}", "table.title")
+        table = Table("", "now", "course", title=heading)
         for title, column, _ in report.PANELS:
             values = [float(row[column]) for row in rows if row.get(column)]
             if values:

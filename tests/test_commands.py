@@ -16,8 +16,9 @@ from stable_baselines3.common.logger import configure
 from agents import GPT2, REINFORCE, GPT2Policy, SB3VecEnv
 from agents.__main__ import main
 from agents.arguments import parse_arguments
-from agents.commands import Play, Watch, load_models
+from agents.commands import Evaluate, Play, Watch, load_models
 from agents.generation import generate_text, vocabulary_of
+from agents.runs import RunFolder
 
 SMALL = [
     *("--n-layer", "1", "--n-embd", "16", "--n-head", "2", "--num-envs", "4", "--max-tokens", "5"),
@@ -266,6 +267,110 @@ def test_evaluate_names_the_task_and_says_when_the_start_model_is_unknown(runs, 
     assert "no start model is known: KL and perplexity are to the model itself" in out
 
 
+@pytest.mark.parametrize("name", ["s[kl=0.1]", "a:dog:b"])
+def test_names_are_shown_as_they_are(name, runs, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shutil.copytree(runs / "0", tmp_path / name)
+    (tmp_path / name / "prompts[0].txt").write_text("the movie")
+    assert main(["watch", str(tmp_path / name), "--once"]) == 0
+    assert name in capsys.readouterr().out
+    prompts = str(tmp_path / name / "prompts[0].txt")
+    flags = ["--episodes", "4", "--prompts", prompts, "--max-tokens", "3"]
+    assert main(["evaluate", str(tmp_path / name), *flags]) == 0
+    out = "".join(capsys.readouterr().out.split())  # the table is narrow
+    assert f"4textsof{tmp_path / name}" in out
+    assert f"prompts{prompts}" in out
+
+
+def test_evaluate_says_that_a_file_records_no_environment(runs, capsys, tmp_path):
+    shutil.copy(runs / "0" / "checkpoint.zip", tmp_path / "alone.zip")
+    told = "the model records no environment: what no flag sets is the default"
+    for run, expected in ((tmp_path / "alone.zip", True), (runs / "0", False)):
+        assert main(["evaluate", str(run), "--episodes", "4", "--show", "0"]) == 0
+        assert (told in " ".join(capsys.readouterr().out.split())) == expected
+    Play(str(tmp_path / "alone.zip"))(lambda prompt: "")
+    assert told in capsys.readouterr().out
+
+
+def test_evaluate_measures_held_out_prompts(runs, capsys, tmp_path):
+    """The flags replace the recorded task, whose frontier then says nothing."""
+    held_out, file = tmp_path / "held_out.txt", tmp_path / "x.json"
+    held_out.write_text("the movie\nthis film\n")
+    few = ["--episodes", "64", "--show", "0", "--json", str(file)]
+    assert main(["evaluate", str(runs / "0"), *few]) == 0
+    recorded = json.loads(file.read_text())
+    assert "win_rate" in recorded
+    other = ["--prompts", str(held_out), "--max-tokens", "3"]  # the model has room for 5
+    assert main(["evaluate", str(runs / "0"), *few, *other]) == 0
+    result = json.loads(file.read_text())
+    assert not result.keys() & {"win_rate", "gap"}
+    prompts = {sample["prompt"].strip() for sample in result["samples"]}
+    assert prompts == {"the movie", "this film"}
+    other = ["--target", "negative", "--sentiment-model", "bundled", "--max-tokens", "3"]
+    assert main(["evaluate", str(runs / "0"), *few, *other]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "judge bundled, negative texts, prompts none, at most 3 tokens" in out
+    result = json.loads(file.read_text())
+    assert "win_rate" not in result
+    assert result["length"] <= 3
+    sample = result["samples"][0]
+    assert sample["reward"] == pytest.approx(-sample["sentiment"] - sample["length_penalty"])
+
+
+def test_evaluate_reads_no_texts_of_the_start_model_for_a_run_without_kl(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "0", run)
+    assert load_models(str(run)).frontier is not None
+    arguments = json.loads((run / "arguments.json").read_text())
+    (run / "arguments.json").write_text(json.dumps(arguments | {"kl_coef": 0.0}))
+    assert load_models(str(run)).frontier is None
+
+
+def test_a_run_without_checkpoints_is_compared_with_the_start_model_that_it_records(
+    runs, capsys, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "0", run)
+    start = GPT2.from_pretrained("reviews")
+    ids = GPT2.from_pretrained(run / "gpt2").token_ids
+    for checkpoint in run.glob("checkpoint*.zip"):
+        checkpoint.unlink()
+    arguments = json.loads((run / "arguments.json").read_text())
+    (run / "arguments.json").write_text(json.dumps(arguments | {"model": "reviews"}))
+    loaded = load_models(str(run))
+    assert torch.equal(loaded.reference.wte.weight, start.restrict(ids).wte.weight)
+    assert loaded.frontier is not None
+    assert main(["evaluate", str(run), "--episodes", "4", "--show", "0"]) == 0
+    assert "no start model is known" not in " ".join(capsys.readouterr().out.split())
+    (run / "arguments.json").write_text(json.dumps(arguments | {"model": str(tmp_path / "gone")}))
+    loaded = load_models(str(run))
+    assert loaded.reference is loaded.gpt2
+    assert loaded.frontier is None
+
+
+def test_evaluate_shows_no_texts_if_asked_for_none(runs, capsys):
+    assert main(["evaluate", str(runs / "0"), "--episodes", "4", "--show", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "best" not in out
+    assert "worst" not in out
+
+
+def test_evaluate_shows_what_the_task_adds(runs, capsys, monkeypatch):
+    measure = Evaluate.measure
+
+    def with_a_term(self, loaded):
+        result = measure(self, loaded)
+        for i, sample in enumerate(result["samples"]):
+            sample["spelling"] = float(i % 2)
+        return result | {"spelling": 0.5}
+
+    monkeypatch.setattr(Evaluate, "measure", with_a_term)
+    assert main(["evaluate", str(runs / "0"), "--episodes", "4", "--show", "0"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"│ spelling +│ +\+0.500 │ +± 0.566 │", out)
+    assert "standard" not in out
+
+
 @pytest.mark.parametrize("name", ["runs/nowhere", "I think"])
 def test_a_run_that_does_not_exist(name, capsys):
     with pytest.raises(SystemExit):
@@ -279,28 +384,65 @@ def test_a_file_that_is_no_run(runs, capsys):
     assert "is no run, checkpoint (.zip) or model" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["generate", "evaluate", "play"])
+def test_a_directory_with_a_zip_files_name(command, capsys, tmp_path):
+    (tmp_path / "x.zip").mkdir()
+    with pytest.raises(SystemExit, match="2"):
+        main([command, str(tmp_path / "x.zip")])
+    assert "x.zip holds no config.json" in capsys.readouterr().err
+
+
+def test_generate_writes_each_text_in_one_line(runs, capsys, monkeypatch):
+    texts = [" a\n b", "c\r\u2028d", "\x0ce  f"]
+    monkeypatch.setattr("agents.commands.generate_text", lambda *_, **__: texts)
+    assert main(["generate", str(runs / "0")]) == 0
+    assert capsys.readouterr().out.splitlines() == ["a b", "c d", "e f"]
+
+
 def test_a_checkpoint_without_its_suffix(runs, capsys, tmp_path):
     shutil.copy(runs / "0" / "checkpoint.zip", tmp_path / "policy.zip")
     assert main(["generate", str(tmp_path / "policy"), "-n", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_watch_waits_for_a_run_that_has_gone_on_since_its_summary(tmp_path):
-    watch, names = Watch(tmp_path), ("arguments.json", "summary.json")
-    assert watch._under_way()  # nothing written yet
-    for time, (name, expected) in enumerate(
-        zip(names * 2, (True, False, True, False), strict=True)
-    ):
-        (tmp_path / name).write_text("{}", "utf-8")
-        os.utime(tmp_path / name, (1000 + time, 1000 + time))
-        assert watch._under_way() == expected
+def test_watch_waits_while_a_run_holds_its_folder(tmp_path):
+    watch, folder = Watch(tmp_path), RunFolder(tmp_path)
+    assert watch._under_way()  # a log of SB3's has no lock
+    with folder.locked():
+        folder.record({}, None)
+        assert watch._under_way()
+        (tmp_path / "summary.json").write_text("{}")
+        assert watch._under_way()  # its pictures are missing yet
+    assert not watch._under_way()
+    (tmp_path / ".lock").touch()  # of a run that was killed
+    assert not watch._under_way()
+
+
+def test_watch_ends_with_a_run_that_was_killed_and_says_so(runs, tmp_path, capsys):
+    run = tmp_path / "a run"
+    shutil.copytree(runs / "0", run)
+    (run / ".lock").touch()
+    assert main(["watch", str(run)]) == 0
+    assert "has stopped" not in capsys.readouterr().out
+    os.utime(run / "arguments.json")  # it has gone on since its summary
+    assert main(["watch", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "the run has stopped without a summary;" in out
+    assert f"`python -m agents train --out '{run}' --resume` goes on" in out
+    for checkpoint in run.glob("checkpoint*.zip"):
+        checkpoint.unlink()
+    (run / "summary.json").unlink()
+    assert main(["watch", str(run), "--once"]) == 0
+    assert "it has saved no checkpoint to go on from" in capsys.readouterr().out
 
 
 def test_watch_shows_where_a_run_stands(runs, capsys):
-    assert main(["watch", str(runs / "0"), "--once"]) == 0
-    out = capsys.readouterr().out
-    assert "update 2" in out
-    assert "reward" in out
+    for once in ([], ["--once"]):
+        assert main(["watch", str(runs / "0"), *once]) == 0
+        out = capsys.readouterr().out
+        assert "update 2" in out
+        assert "reward" in out
+        assert out.endswith("\n")
 
 
 def test_report_draws_the_page_again(runs, capsys):
@@ -397,6 +539,10 @@ def test_info_is_what_a_bug_report_needs(capsys):
     [
         (["generate", "./nothing"], "error: there is no run or checkpoint './nothing'"),
         (["generate", "reviews", "-n", "0"], "error: n=0 and max_tokens=20 must be at least 1"),
+        (["generate", "reviews", "--seed", "99999999999999999999"], "error: --seed 9999999999"),
+        (["play", "--choices", "-1"], "error: --choices -1: must be at least 0"),
+        (["evaluate", "reviews", "--max-tokens", "0"], "error: --max-tokens 0: must be at least 1"),
+        (["evaluate", "reviews", "--prompts", "nothing"], "error: prompts='nothing' is not a file"),
         (["evaluate", "reviews", "--episodes", "0"], "error: --episodes 0: must be at least 1"),
         (["evaluate", "reviews", "--show", "-1"], "error: --show -1: must be at least 0"),
         (["evaluate", "reviews", "--seed", "-1"], "error: --seed -1: must lie in [0, 2**32)"),
