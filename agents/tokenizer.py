@@ -25,8 +25,8 @@ def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) ->
     """Writes tokenizer.json, tokenizer_config.json and generation_config.json.
 
     A vocabulary with all 256 bytes becomes a byte-pair encoding of GPT-2's merges within it. Any
-    other becomes a word-level tokenizer, which raises an error for a word that it lacks. Both put
-    `<|endoftext|>` before a text, as the models of this package read it.
+    other becomes a word-level tokenizer: it has no merges, and raises an error for a word that is not
+    one of its tokens. Both put `<|endoftext|>` before a text, as the models of this package read it.
 
     Args:
         folder: of the model.
@@ -43,10 +43,11 @@ def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) ->
     tokenizer = Tokenizer(_model(vocabulary))
     if not vocabulary.encodes_any_text:
         # Word vocabularies hold " movie", not "movie": a text's first word gets its space.
-        # It is given to every text and taken from those that begin with no letter or digit,
-        # because a replacement of width 0 makes tokenizers panic.
+        # It is given to every text and taken from those that need none, because a replacement of
+        # width 0 makes tokenizers panic.
+        spaceless = Regex(rf"^ (?={'|'.join(_spaceless(vocabulary))})")
         tokenizer.normalizer = normalizers.Sequence(
-            [normalizers.Prepend(" "), normalizers.Replace(Regex(r"^ (?=[^\p{L}\p{N}])"), "")]
+            [normalizers.Prepend(" "), normalizers.Replace(spaceless, "")]
         )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if marks := _marks(vocabulary):
@@ -81,6 +82,18 @@ def write_tokenizer(folder: Path, token_ids: Sequence[int], n_positions: int) ->
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
+
+
+def _spaceless(vocabulary: Vocabulary) -> list[str]:
+    """Patterns of what begins a text as it is: white space, and tokens without a space of their own."""
+    patterns = [r"\s"]
+    for token in vocabulary.token_bytes[:-1]:
+        text = token.decode("utf-8", "replace")
+        if not text.startswith(" "):
+            # A word must end where its token does.
+            end = r"(?!\p{L})" if text.isalpha() else r"(?!\p{N})" if text.isnumeric() else ""
+            patterns.append(re.escape(text) + end)
+    return patterns
 
 
 def _marks(vocabulary: Vocabulary) -> list[str]:

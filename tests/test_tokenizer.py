@@ -95,6 +95,32 @@ def test_a_review_is_encoded_as_by_the_vocabulary(saved):
             tokenizer("the screenplay")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["The", " the", " food", " was", " good", " bad", ".", "!", " very", "'s"],
+        ["The", " The", "It", "'s", " it", "20", " 20", " (", ")", " food", "food"],
+        [" food", " good"],
+    ],
+)
+def test_words_without_a_leading_space_begin_a_text_as_they_are(words, tmp_path):
+    vocabulary = Vocabulary.load(words)
+    save(tmp_path, vocabulary)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    encoded = 0
+    texts = ["The food was good.", " The", "the food was bad!", "!", "'s very good", "food good"]
+    for text in [*texts, "It's food", "20 food", "2020", "(20)", " (20)", "Them", "  food"]:
+        try:
+            expected = vocabulary.encode(text).tolist()
+        except ValueError:
+            with pytest.raises(Exception, match="unk|UNK|WordLevel"):
+                tokenizer(text)
+        else:
+            assert tokenizer(text, add_special_tokens=False).input_ids == expected, text
+            encoded += 1
+    assert encoded
+
+
 def test_the_pipeline_samples_the_models_own_texts(saved):
     folder, _, vocabulary = saved
     write = transformers.pipeline("text-generation", model=str(folder))
