@@ -46,6 +46,13 @@ def test_one_prompt_draws_nothing():
     assert generator.bit_generator.state == state
 
 
+def test_a_file_of_prompts_is_split_at_the_ends_of_its_lines_alone(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("a\u2028b\r\nc\x0cd\re\x85f\n\n g \n".encode())
+    task = make(prompts=file, vocabulary="reviews")
+    assert task.prompts == ["a\u2028b", "c\x0cd", "e\x85f", " g"]
+
+
 def test_given_prompts_draw_nothing_and_the_others_do():
     task = make(prompts=["good", "bad", "film", "not"])
     alone = task.start(generators(7))[0][0]

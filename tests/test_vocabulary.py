@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text_sentiment_env import Vocabulary
-from text_sentiment_env.vocabulary import gpt2_encoding, gpt2_ranks, gpt2_token_bytes
+from text_sentiment_env.vocabulary import (
+    _data,
+    byte_characters,
+    gpt2_encoding,
+    gpt2_ranks,
+    gpt2_token_bytes,
+)
 
 
 @pytest.fixture(scope="session")
@@ -162,3 +168,16 @@ def test_words_that_are_no_list_of_strings(words):
 def test_encode_names_the_missing_token():
     with pytest.raises(ValueError, match="'the zebra is good'.*lacks ' z'"):
         Vocabulary.load("small").encode("the zebra is good")
+
+
+def test_an_encoding_of_its_own_is_gpt2s_if_the_halves_of_each_merge_are_held():
+    halves = [merge.split(" ") for merge in _data("vocab.bpe").splitlines()[1:]]
+    byte_of = {character: byte for byte, character in byte_characters().items()}
+    held = set(Vocabulary.load("reviews").token_bytes)
+    for pair in halves:
+        left, right = (bytes(byte_of[character] for character in half) for half in pair)
+        assert left + right not in held or {left, right} <= held
+    thing = gpt2_encoding().encode_ordinary("thing")
+    vocabulary = Vocabulary([*range(256), *thing])  # without "th" and "ing"
+    assert gpt2_encoding().encode_ordinary("thingx")[0] == thing[0]
+    assert len(vocabulary.encode("thingx")) == len("thingx")

@@ -7,6 +7,7 @@ in this file, which work on any number of rows at once.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
 from itertools import compress
@@ -305,7 +306,9 @@ def _read_prompts(prompts: Sequence[str] | str | os.PathLike[str] | None) -> lis
         return [""]
     if isinstance(prompts, str | os.PathLike):
         source = f"prompts={os.fspath(prompts)!r}"
-        lines = [line.rstrip() for line in _read_text(source, Path(prompts)).splitlines()]
+        # Not splitlines, which also splits at characters within a line, such as U+2028.
+        text = _read_text(source, Path(prompts))
+        lines = [line.rstrip() for line in re.split(r"\r\n|\r|\n", text)]
         found = [line for line in lines if line]
         fix = "write one a line, or use None"
     else:

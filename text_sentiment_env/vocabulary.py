@@ -164,7 +164,8 @@ class Vocabulary:
     @cached_property
     def _own_encoding(self) -> tiktoken.Encoding:
         # Such a vocabulary has a byte-pair encoding of its own: GPT-2's merges without those that
-        # lead out of it. Both agree on every text that GPT-2's can encode here.
+        # lead out of it. Both agree on every text that GPT-2's can encode here, if the vocabulary
+        # holds the two halves of each of its merges, as `reviews` does.
         if self.encodes_any_text:
             return _encoding(
                 "subset",
