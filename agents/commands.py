@@ -232,13 +232,13 @@ class Evaluate:
     judge: str | None = None
     """a further sentiment model: an id of the hub or a directory"""
     prompts: str | None = None
-    """file of openings, such as held-out ones; this and the next three: default as recorded"""
+    """file of openings, such as held-out ones; default: as recorded"""
     sentiment_model: str | None = None
-    """the reward's judge"""
+    """the reward's judge; default: as recorded"""
     target: Literal["positive", "negative"] | None = None
-    """the sentiment to write"""
+    """the sentiment to write; default: as recorded"""
     max_tokens: int | None = None
-    """the most tokens a text may have"""
+    """the most tokens a text may have; default: as recorded"""
     show: int = 5
     """best and worst texts to print"""
     json: Path | None = None
