@@ -30,6 +30,7 @@ from agents.callbacks import UPDATES, read_rows
 from agents.display import sparkline
 from agents.evaluation import evaluate
 from agents.frontier import START_TEXTS, Frontier, read_frontier
+from agents.functions import is_function, with_functions
 from agents.generation import generate_text, vocabulary_of
 from agents.gpt2 import GPT2
 from agents.policy import GPT2Policy
@@ -141,6 +142,22 @@ def _start_model(gpt2: GPT2, name: str) -> GPT2:
         return gpt2
 
 
+def trusted(environment: EnvironmentArgs, trust: bool) -> dict[str, Any]:
+    """The environment's arguments, with the user's own functions that a run's record names.
+
+    Raises:
+        ValueError: if there are such functions, and they are not trusted.
+    """
+    judge, terms = environment.sentiment_model, environment.extra_terms
+    code = [judge] * is_function(judge) + list(terms)
+    if code and not trust:
+        raise ValueError(
+            f"the run's record names code to run, {', '.join(code)}: add --trust if you know where it"
+            " comes from"
+        )
+    return with_functions(asdict(environment))
+
+
 def _environment_of(space: gym.Space[Any]) -> EnvironmentArgs:
     """The default environment with observations (L,) of a space.
 
@@ -244,7 +261,7 @@ class Evaluate:
     json: Path | None = None
     """also write all measures and texts to this file"""
     trust: bool = False
-    """load a file of stable-baselines3, which can run any code"""
+    """run code: a file of stable-baselines3, or functions that the run's record names"""
 
     def __call__(self) -> None:
         """Prints a table and texts."""
@@ -309,11 +326,20 @@ class Evaluate:
                 table.add_row(Text(title), f"{result[name]:{form}}", interval, unit)
         return table
 
+    def _trusted(self, arguments: EnvironmentArgs) -> dict[str, Any]:
+        """`trusted`, where a judge that a flag names is trusted too."""
+        if self.sentiment_model is None or self.trust:
+            return trusted(arguments, self.trust)
+        judge = with_functions(asdict(arguments) | {"extra_terms": ()})["sentiment_model"]
+        return trusted(replace(arguments, sentiment_model="bundled"), False) | {
+            "sentiment_model": judge
+        }
+
     def measure(self, loaded: Loaded) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
         gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
-        values = asdict(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
+        values = self._trusted(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
         env = SB3VecEnv(
             gym.make_vec("text_sentiment_env:TextSentiment-v0", autoreset_mode="SameStep", **values)
         )
@@ -343,7 +369,7 @@ class Play:
     choices: int = 9
     """tokens that it suggests"""
     trust: bool = False
-    """load a file of stable-baselines3, which can run any code"""
+    """run code: a file of stable-baselines3, or functions that the run's record names"""
 
     def __call__(self, ask: Callable[[str], str] = input) -> None:
         """Asks for one token after another until the text ends; `ask` prompts for a line."""
@@ -351,7 +377,7 @@ class Play:
         loaded = load_models(self.run, self.trust)
         gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
-        values = asdict(arguments) | {"vocabulary": vocabulary}
+        values = trusted(arguments, self.trust) | {"vocabulary": vocabulary}
         values.pop("num_envs")
         env = gym.make("text_sentiment_env:TextSentiment-v0", **values)
         observation, info = env.reset()
@@ -466,11 +492,14 @@ class Report:
 
     run: tyro.conf.Positional[Path]
     """folder of the run"""
+    trust: bool = False
+    """run the user's own functions that the run's record names"""
 
     def __call__(self) -> None:
         """Writes the files and says where the page is."""
-        judge = report.read_summary(self.run)["arguments"]["sentiment_model"]
-        page.write(self.run, load_sentiment_model(judge))
+        report.read_summary(self.run)  # which says what is wrong with a folder of no run
+        judge = trusted(_recorded(self.run).environment, self.trust)["sentiment_model"]
+        page.write(self.run, load_sentiment_model(judge) if isinstance(judge, str) else judge)
         print(self.run / "report.html")
 
 

@@ -1,7 +1,7 @@
 """Functions of the user's own code, which the command line names as `module:function`.
 
-To name one is to run its module. So a recorded name is not run by itself: `--resume` and the commands
-on a run ask for the name again.
+To load one is to run its module. So a name that only a run's record holds is not loaded by itself:
+`--resume` wants it repeated, and the commands on a run want `--trust`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _NAME = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
@@ -39,6 +39,19 @@ def load_function(flag: str, value: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{flag} {value}: it is no function, but {function!r}")
     return function
+
+
+def with_functions(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment's arguments with functions in place of their names.
+
+    Raises:
+        ValueError: for a function that cannot be loaded.
+    """
+    judge = values["sentiment_model"]
+    if isinstance(judge, str) and is_function(judge):
+        judge = load_function("--sentiment-model", judge)
+    terms = load_terms(values["extra_terms"])
+    return {**values, "sentiment_model": judge, "extra_terms": terms}
 
 
 def load_terms(values: Sequence[str]) -> dict[str, Callable[..., Any]]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 from rich.console import Console
+from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import get_device
@@ -41,7 +42,7 @@ from agents.callbacks import AppendingCSV, CheckpointCallback, MonitorCSV
 from agents.display import ProbeCallback, RunDisplay, show_outcome
 from agents.evaluation import evaluate
 from agents.frontier import START_TEXTS, Frontier, start_frontier
-from agents.functions import is_function, load_function, load_terms
+from agents.functions import is_function, load_function, with_functions
 from agents.logs import TensorBoard, TextLog, Tracker
 from agents.rollout import prompts_of
 from agents.runs import RunFolder, StopSignals
@@ -85,9 +86,7 @@ def make_judge(name: str, device: str, quiet: bool = False) -> SentimentModel:
 
 def make_env(args: EnvironmentArgs, judge: str | SentimentModel, num_envs: int) -> SB3VecEnv:
     """The environment of the command line, with `num_envs` rows."""
-    terms = load_terms(args.extra_terms)
-    arguments = asdict(args)
-    arguments |= {"num_envs": num_envs, "sentiment_model": judge, "extra_terms": terms}
+    arguments = with_functions(asdict(args) | {"num_envs": num_envs, "sentiment_model": judge})
     return SB3VecEnv(
         gym.make_vec("text_sentiment_env:TextSentiment-v0", autoreset_mode="SameStep", **arguments)
     )
@@ -311,7 +310,8 @@ def run(args: Args, stop: StopSignals) -> int:
         changes = folder.record(settings, resumed_at)
         if first and not args.run.resume:
             folder.keep_prompts(args.environment.prompts)
-        console.print(description(model, args, origin, folder), highlight=False, soft_wrap=True)
+        about = Text(description(model, args, origin, folder))  # no markup: names may hold brackets
+        console.print(about, soft_wrap=True)
         tracker = None
         if first and args.run.track:
             begun = model._n_updates

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agents import training
+from agents.__main__ import main
 from agents.functions import is_function, load_function, load_terms
 
 CODE = """
@@ -78,3 +79,18 @@ def test_a_run_with_an_own_judge_and_an_own_term(module, tmp_path, capsys):
         training.main([*out, "--resume", "--updates", "2", *CODE_FLAGS[:2]])
     assert "repeat --extra-terms film=my_rewards:film" in capsys.readouterr().err
     assert training.main([*out, "--resume", "--updates", "2", *CODE_FLAGS]) == 0
+    for command in (["evaluate", "run", "--episodes", "8"], ["report", "run"], ["play", "run"]):
+        with pytest.raises(SystemExit):
+            main(command)
+        wanted = "names code to run, my_rewards:shouting, film=my_rewards:film: add --trust"
+        assert wanted in capsys.readouterr().err
+    assert main(["evaluate", "run", "--episodes", "8", "--trust"]) == 0
+    assert "film" in capsys.readouterr().out
+    assert main(["report", "run", "--trust"]) == 0
+    assert main(["generate", "run"]) == 0  # which judges nothing
+
+
+def test_a_judge_that_a_flag_of_evaluate_names_is_trusted(module, capsys):
+    few = ["evaluate", "reviews", "--episodes", "4"]
+    assert main([*few, "--sentiment-model", "my_rewards:shouting"]) == 0
+    assert "judge my_rewards:shouting" in capsys.readouterr().out
