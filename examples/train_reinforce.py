@@ -1,6 +1,6 @@
 """Train GPT-2 with REINFORCE to write film reviews that a sentiment model likes.
 
-    python examples/train_reinforce.py                  # a minute and a half on two CPU cores
+    python examples/train_reinforce.py                  # a minute on two CPU cores
     python examples/train_reinforce.py --preset gpt2    # GPT-2, 124M, full vocabulary, for a GPU
     python examples/train_reinforce.py --out runs/mine --updates 300 --resume
     torchrun --nproc-per-node 8 examples/train_reinforce.py --preset gpt2    # on eight GPUs
