@@ -306,17 +306,10 @@ class Evaluate:
         for heading in ("mean", "95 % interval"):
             table.add_column(heading, justify="right")
         table.add_column("unit")
-        # What the task adds, such as a term of the reward, has its own name.
-        rows = report.MEASURES | {
-            name: (name, "", "+.3f")
-            for name, value in result.items()
-            if isinstance(value, float)
-            and name not in report.MEASURES
-            and not name.endswith("_standard_error")
-        }
+        measures = report.measures_of(result)
         if self.judge:
-            rows[self.judge] = (f"{self.judge}, a further judge", "−1 to 1", "+.3f")
-        for name, (title, unit, form) in rows.items():
+            measures[self.judge] = (f"{self.judge}, a further judge", "−1 to 1", "+.3f")
+        for name, (title, unit, form) in measures.items():
             if name in result:
                 # Nothing for what is no mean over texts.
                 values = [sample[name] for sample in result["samples"] if name in sample]

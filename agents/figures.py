@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import io
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -135,7 +136,7 @@ def _points(axis: Axes, record: Record, measure: str) -> None:
 
 
 def _draw_terms(axis: Axes, record: Record) -> None:
-    """Sentiment above, what is subtracted below, and their sum as a line."""
+    """Sentiment above, what is subtracted below, terms of the user's own as lines, and their sum."""
     x, reward = record.column("rollout/ep_rew_mean")
     penalties = {
         title: record.column(column)[1]
@@ -145,8 +146,10 @@ def _draw_terms(axis: Axes, record: Record) -> None:
         )
     }
     penalties = {k: v for k, v in penalties.items() if len(v) == len(x) and np.any(v)}
-    # Before penalties: the judge's score after --target and --reward-type.
-    sentiment = reward + sum(penalties.values())
+    own = [term.partition("=")[0] for term in record.summary["arguments"].get("extra_terms", ())]
+    terms = {name: record.column(f"rollout/{name}")[1] for name in own}
+    # The judge's score after --target and --reward-type.
+    sentiment = reward + sum(penalties.values()) - sum(terms.values())
     axis.fill_between(x, 0, sentiment, color=COLOURS["after"], alpha=0.35, lw=0, label="sentiment")
     bottom = np.minimum(sentiment, 0)
     for (name, values), colour in zip(penalties.items(), ("second", "third"), strict=False):
@@ -154,6 +157,8 @@ def _draw_terms(axis: Axes, record: Record) -> None:
             x, bottom, bottom - values, color=COLOURS[colour], alpha=0.5, lw=0, label=f"− {name}"
         )
         bottom = bottom - values
+    for (name, values), dashes in zip(terms.items(), itertools.cycle(DASHES[1:]), strict=False):
+        axis.plot(x, values, color=COLOURS["ink"], ls=dashes, lw=1, label=name)
     axis.plot(x, reward, color=COLOURS["ink"], lw=1.2, label="reward, their sum")
     _updates(axis)
     _legend(axis)

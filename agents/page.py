@@ -14,7 +14,7 @@ from agents import figures
 from agents.arguments import training_command
 from agents.atomic import atomic_write
 from agents.display import contributions
-from agents.report import MEASURES, Record, Sample, interval, measure_rows
+from agents.report import Record, Sample, interval, measure_rows, measures_of
 from text_sentiment_env import SentimentModel
 
 PAIRS, EXTREMES = 12, 10  # texts shown side by side; best and worst texts
@@ -84,12 +84,12 @@ def render(record: Record, name: str, judge: SentimentModel) -> str:
 
 def _rows(record: Record) -> list[dict[str, str]]:
     """Measures before and after; of measures of a text also the half-width of a 95 % interval."""
-    rows = []
+    rows, kinds = [], measures_of(record.summary["before"])
     for measure in measure_rows(record.summary):
         row, name = measure._asdict(), measure.name
         for when, samples in record.samples.items():
             values = record.values(when, name).tolist() if samples and name in samples[0] else []
-            row[f"{when}_interval"] = interval(values, MEASURES[name][2])
+            row[f"{when}_interval"] = interval(values, kinds[name][2])
         rows.append(row)
     return rows
 

@@ -205,6 +205,18 @@ class MeasureRow(NamedTuple):
     unit: str
 
 
+def measures_of(result: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+    """The `MEASURES` of an evaluation, and what its task adds to them, such as a term of the reward."""
+    own = {
+        name: (name, "a text", "+.3f")
+        for name, value in result.items()
+        if isinstance(value, float)
+        and name not in MEASURES
+        and not name.endswith("_standard_error")
+    }
+    return {name: kind for name, kind in (MEASURES | own).items() if name in result}
+
+
 def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
     """Every measure that the run has, in the order of tables."""
 
@@ -213,9 +225,9 @@ def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
         return "" if found is None else f"{found:{form}}"
 
     rows = []
-    for name, (title, unit, form) in MEASURES.items():
+    for name, (title, unit, form) in measures_of(summary["before"]).items():
         weight = summary["arguments"].get(name)  # of a penalty; nothing to say at 0
-        if name in summary["before"] and weight != 0:
+        if weight != 0:
             before, after, best = (value(x, name, form) for x in ("before", "after", "optimum"))
             rows.append(MeasureRow(name, title, before, after, best, unit))
     return rows

@@ -70,6 +70,7 @@ def test_a_run_with_an_own_judge_and_an_own_term(module, tmp_path, capsys):
     assert {sample["sentiment"] for sample in samples} == {-1.0}
     assert all(sample["film"] == 0.25 * ("film" in sample["text"]) for sample in samples)
     assert "film" in json.loads(Path("run/summary.json").read_text())["after"]
+    assert ">film<" in Path("run/report.html").read_text("utf-8")  # a row of its table
     # The record may be someone else's: its code is run only if it is named again.
     with pytest.raises(SystemExit):
         training.main([*out, "--resume", "--updates", "2"])
