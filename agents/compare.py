@@ -109,11 +109,15 @@ def grouped(summaries: Sequence[dict[str, Any]], names: Sequence[str]) -> list[G
     return groups
 
 
+def _arguments(summary: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a run; a flag that it did not know yet has its default."""
+    return json.loads(json.dumps(Args().flat())) | summary["arguments"]  # JSON: tuples are lists
+
+
 def _learned(summary: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that shape a result; a flag that the run did not know yet has its default."""
-    defaults = json.loads(json.dumps(Args().flat()))  # tuples become lists, as in the summary
+    """The arguments that shape a result."""
     # A run that was stopped has learned from fewer updates than it was asked for.
-    values = defaults | summary["arguments"] | {"updates": summary["updates"]}
+    values = _arguments(summary) | {"updates": summary["updates"]}
     return {name: value for name, value in values.items() if name not in SAME_RESULT}
 
 
@@ -176,7 +180,7 @@ def _record(
 ) -> dict[str, Any]:
     """What --json writes; `pandas.json_normalize` makes a table of `runs`, and one of `groups`."""
     of = {i: group.name for group in groups for i in group.members}
-    arguments = _differing([summary["arguments"] for summary in summaries])
+    arguments = _differing(list(map(_arguments, summaries)))
     return {
         "runs": [
             {"run": str(run), "group": of[i], "arguments": arguments[i], "measures": measures[i]}
