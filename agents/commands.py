@@ -142,14 +142,19 @@ def _start_model(gpt2: GPT2, name: str) -> GPT2:
         return gpt2
 
 
-def trusted(environment: EnvironmentArgs, trust: bool) -> dict[str, Any]:
+def trusted(environment: EnvironmentArgs, trust: bool, named: str | None = None) -> dict[str, Any]:
     """The environment's arguments, with the user's own functions that a run's record names.
+
+    Args:
+        environment: of the run.
+        trust: whether they may be run.
+        named: a judge that the command line itself names, which may be run in any case.
 
     Raises:
         ValueError: if there are such functions, and they are not trusted.
     """
-    judge, terms = environment.sentiment_model, environment.extra_terms
-    code = [judge] * is_function(judge) + list(terms)
+    judge = environment.sentiment_model
+    code = [judge] * (is_function(judge) and judge != named) + list(environment.extra_terms)
     if code and not trust:
         raise ValueError(
             f"the run's record names code to run, {', '.join(code)}: add --trust if you know where it"
@@ -319,20 +324,12 @@ class Evaluate:
                 table.add_row(Text(title), f"{result[name]:{form}}", interval, unit)
         return table
 
-    def _trusted(self, arguments: EnvironmentArgs) -> dict[str, Any]:
-        """`trusted`, where a judge that a flag names is trusted too."""
-        if self.sentiment_model is None or self.trust:
-            return trusted(arguments, self.trust)
-        judge = with_functions(asdict(arguments) | {"extra_terms": ()})["sentiment_model"]
-        return trusted(replace(arguments, sentiment_model="bundled"), False) | {
-            "sentiment_model": judge
-        }
-
     def measure(self, loaded: Loaded) -> dict[str, Any]:
         """The measures of `agents.evaluation.evaluate`."""
         gpt2, arguments = loaded.gpt2, loaded.environment
         vocabulary = vocabulary_of(gpt2)
-        values = self._trusted(arguments) | {"vocabulary": vocabulary, "num_envs": 64}
+        values = trusted(arguments, self.trust, self.sentiment_model)
+        values |= {"vocabulary": vocabulary, "num_envs": 64}
         env = SB3VecEnv(
             gym.make_vec("text_sentiment_env:TextSentiment-v0", autoreset_mode="SameStep", **values)
         )
