@@ -274,7 +274,9 @@ def start_frontier(
             while (done := sum(len(batch["reward"]) for batch in batches)) < n_episodes:
                 progress(done, n_episodes)
                 batches.append(_measure(policy, _collect(policy, env), judges or {}))
-            columns = {name: np.concatenate([b[name] for b in batches]) for name in batches[0]}
+            # A text that a wrapper cuts off lacks the numbers of a finished one.
+            names = [name for name in batches[0] if all(name in batch for batch in batches)]
+            columns = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
             if path is not None:
                 _write(path, key, columns)
     return Frontier(columns.pop("reward"), columns)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agents import GPT2Config, GPT2Policy, SB3VecEnv
 from agents.evaluation import evaluate
 from agents.frontier import Frontier, read_frontier, start_frontier
+from agents.sb3_vec_env import wrap_token_env
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = [" good", " bad"]  # with <|endoftext|>: a toy of three tokens
@@ -222,6 +223,20 @@ def test_sampled_frontier_and_gap_are_the_enumerated_ones():
     assert abs(result["gap"] - kl(p, best)) < 4 * result["gap_standard_error"] < 0.4
     quantile = [p0 @ ((rewards < r) + 0.5 * (rewards == r)) for r in rewards]
     assert result["win_rate"] == pytest.approx(p @ quantile, abs=0.05)
+
+
+def test_a_frontier_of_texts_of_which_a_wrapper_cuts_some_off():
+    """A text that is cut off has no sentiment: then the frontier has none."""
+    env = gym.make(
+        "TextSentiment-v0", vocabulary=[" a", " b"], max_tokens=4, sentiment_model=letters
+    )
+    env = wrap_token_env(gym.wrappers.TimeLimit(env, 2))  # a batch is one text
+    policy = make_policy(env)
+    first = start_frontier(policy, env, 1).columns
+    frontier = start_frontier(policy, env, 32)
+    assert "sentiment" in first
+    assert frontier.columns.keys() < first.keys()
+    assert len(frontier) == 32
 
 
 # ------------------------------------------------------------------------------------------ the cache
