@@ -192,9 +192,6 @@ class RunFolder:
 
     def keep_prompts(self, source: str | None) -> None:
         """Copies a new run's file of prompts: it goes on with what it began with."""
-        self._prompts.unlink(
-            missing_ok=True
-        )  # of a run that was killed before its first checkpoint
         if source is not None:
             with atomic_write(self._prompts) as temporary:
                 temporary.write_bytes(Path(source).read_bytes())

@@ -219,8 +219,16 @@ def test_what_a_killed_run_left_is_not_the_next_runs(tmp_path):
     (tmp_path / "prompts.txt").write_text("of another run")
     (tmp_path / "start_texts.npz").write_bytes(b"of another run")
     run(tmp_path, "--updates", "1", "--kl-coef", "0")
-    assert not (tmp_path / "prompts.txt").exists()
+    assert commands.load_models(str(tmp_path)).environment.prompts is None
     assert not (tmp_path / "start_texts.npz").exists()
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_users_own_file_of_prompts_in_the_runs_folder_stays(used, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a good\n")
+    flags = ["--prompts", str(tmp_path / "prompts.txt")] if used else []
+    assert run(tmp_path, "--updates", "1", *flags) == 0
+    assert (tmp_path / "prompts.txt").read_text() == "a good\n"
 
 
 def test_an_existing_run_is_not_overwritten(finished, capsys):
