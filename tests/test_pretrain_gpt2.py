@@ -10,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from agents.gpt2 import GPT2, GPT2Config
 from text_sentiment_env.vocabulary import END_OF_TEXT_ID, Vocabulary, gpt2_encoding
@@ -20,6 +25,7 @@ FOLDER = Path(__file__).parent.parent / "examples" / "pretrain_gpt2"
 sys.path.insert(0, str(FOLDER))
 import pretrain  # noqa: E402
 import review_batches  # noqa: E402
+import review_language_model  # noqa: E402
 import review_ngrams  # noqa: E402
 import review_report  # noqa: E402
 import review_texts  # noqa: E402
@@ -289,6 +295,54 @@ def test_the_ngram_reader_tells_sentences_from_shuffled_ones():
         ngrams.perplexities(["The film is so good."])["perplexity"]
         < ngrams.perplexities(["good The so film. is"])["perplexity"]
     )
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory):
+    """A folder with a GPT-2 of transformers and a tokenizer, as the hub has them."""
+    folder = tmp_path_factory.mktemp("language model")
+    words = ["the", "film", "is", "good", "bad", "<unk>", "a", "sentence", "from", "review"]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=len(words), n_positions=32, n_embd=16, n_layer=2, n_head=2
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    model.transformer.wte.weight.data *= 30  # so that texts differ
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_the_language_model_readers_perplexity_is_that_of_transformers_own_loss(language_model):
+    texts = [" the film is good bad", "good", "is the good film a bad film"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(language_model).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language_model)
+    context = tokenizer(review_language_model.CONTEXT)["input_ids"]
+    nats, tokens = 0.0, 0
+    for text in texts:  # alone, so without any padding
+        row = tokenizer(f"{text.strip()}\n")["input_ids"]
+        labels = torch.tensor([[-100] * len(context) + row])
+        loss = model(input_ids=torch.tensor([context + row]), labels=labels).loss.item()
+        nats, tokens = nats + loss * len(row), tokens + len(row)
+    reader = review_language_model.LanguageModelReader(str(language_model), "cpu")
+    found = reader.perplexities(texts)
+    assert found["sentences"] == 3
+    assert found["perplexity_per_token"] == pytest.approx(np.exp(nats / tokens), rel=1e-4)
+    assert found["perplexity_per_word"] == pytest.approx(np.exp(nats / 13), rel=1e-4)
+
+
+def test_report_with_a_language_model_as_reader(whole, language_model, tmp_path):
+    report = _smoke(tmp_path, f"--evaluate={whole[0]}/model", f"--reader={language_model}")
+    for group in ("reviews", "people"):
+        assert report["texts"][group]["read_by_language model"]["perplexity_per_word"] > 1
+
+
+def test_a_reader_that_is_not_there_ends_in_one_line(whole, tmp_path, capsys):
+    missing = tmp_path / "model.gguf"
+    arguments = (tmp_path, f"--evaluate={whole[0]}/model", f"--reader={missing}")
+    assert "model.gguf" in _error(capsys, _smoke, *arguments)
 
 
 def test_smoke_run_learns_and_reports(whole):

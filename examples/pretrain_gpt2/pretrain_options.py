@@ -61,6 +61,8 @@ class Args:
     """only report: on a model's folder, or "reviews" """
     compare: Path | None = None
     """folder of another GPT-2: it predicts the same sentences, and reads the samples"""
+    reader: str | None = None
+    """language model of transformers that reads the samples: id, folder or .gguf file"""
     report_sentences: int = 3000
     """held-out sentences to read at most"""
     report_samples: int = 2000

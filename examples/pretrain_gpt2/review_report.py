@@ -9,13 +9,14 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from pretrain_options import Args
+from review_language_model import LanguageModelReader
 from review_ngrams import NgramReader
 from review_texts import BREAK, clean_sentences, paragraphs, shared_runs
 from review_training import nats_and_tokens
@@ -27,6 +28,14 @@ from text_sentiment_env.vocabulary import Vocabulary
 
 PROMPTS = ["The acting in this film", "I watched this movie", "The story", "If you"]
 WORD = re.compile(r"\w+(?:'\w+)*")
+
+
+class ReadsTexts(Protocol):
+    """A model that says how likely texts are."""
+
+    def perplexities(self, sentences: Sequence[str]) -> dict[str, float]:
+        """Figures of the sentences, by name."""
+        ...
 
 
 class Reader(NamedTuple):
@@ -118,7 +127,7 @@ def measure(
     groups: dict[str, Texts],
     reviews: Iterable[str],
     words: set[str],
-    readers: dict[str, Reader | NgramReader],
+    readers: Mapping[str, ReadsTexts],
 ) -> dict[str, Any]:
     """The same figures of each group of texts.
 
@@ -220,6 +229,7 @@ def make_report(
         test: reviews that no training text comes from.
         args: the command line.
     """
+    language_model = LanguageModelReader(args.reader, args.device) if args.reader else None
     reviews = [*train, *unsup]
     held_out = held_out_sentences(reviews, test, args.seed)
     gpt2_ids = encode_gpt2(held_out)
@@ -252,9 +262,11 @@ def make_report(
     groups = {name: group for name, group in groups.items() if group.texts}
     ngrams = NgramReader(s for review in reviews for part in paragraphs(review) for s in part)
     report["runs_of_words_counted"] = len(ngrams)
-    independent: dict[str, Reader | NgramReader] = {"ngrams": ngrams}
+    independent: dict[str, ReadsTexts] = {"ngrams": ngrams}
     if other is not None:
         independent["compared"] = other
+    if language_model is not None:
+        independent["language model"] = language_model
     report["texts"] = measure(groups, reviews, frequent_words(train), independent)
     report["examples"] = {name: groups[name].texts[:40] for name in readers}
     report["prompted"] = {prompt: reader.samples(4, args.seed, prompt)[0] for prompt in PROMPTS}
