@@ -108,6 +108,16 @@ def test_bytes_alone_encode_every_text():
     assert vocabulary.decode(vocabulary.encode("naïve 🎬")) == "naïve 🎬"
 
 
+@pytest.mark.parametrize("last", [38251, 127])  # " é", and the byte C3, half a character
+@given(rows=st.lists(st.lists(st.integers(0, 6), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_texts_are_read_alike_from_whole_characters_and_from_bytes(last, rows):
+    words = [gpt2_encoding().encode_ordinary(w)[0] for w in (" good", " film", "!", " 3")]
+    vocabulary = Vocabulary([*words, last])
+    tokens = [*vocabulary.token_bytes, b""]
+    joined = [b"".join(tokens[i] for i in row).decode("utf-8", "replace") for row in rows]
+    assert vocabulary.decode_batch(np.array(rows)) == joined
+
+
 def test_end_of_text_in_a_text_is_ordinary():
     assert 50256 not in Vocabulary.load("gpt2").encode("a <|endoftext|> b")
 

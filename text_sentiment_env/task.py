@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import signature
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -250,14 +249,13 @@ class TextSentimentTask:
 
     def _sentiment(self, texts: list[str]) -> Floats:
         """The judge's scores (k,). An empty text is neutral, and the judge doesn't see it."""
-        written = list(map(str.strip, texts))
-        read = texts if all(written) else list(compress(texts, written))
+        read = list(filter(str.strip, texts))
         if not read:
             return np.zeros(len(texts))
         scores = checks.scores("sentiment_model", self._judge(read), len(read), largest=1)
         if len(read) < len(texts):
             scores, of_read = np.zeros(len(texts)), scores
-            scores[list(map(bool, written))] = of_read
+            scores[[bool(text.strip()) for text in texts]] = of_read
         return scores
 
 

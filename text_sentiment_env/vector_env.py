@@ -256,7 +256,7 @@ class TextSentimentVectorEnv(TaskAttributes, VectorEnv[Tokens, Tokens, npt.NDArr
         mask = np.zeros(self.num_envs, bool)
         mask[rows] = True
         for name, of_rows in values.items():
-            make = np.empty if of_rows.dtype == object else np.zeros  # empty objects are None
+            make = np.empty if of_rows.dtype.hasobject else np.zeros  # empty objects are None
             infos[name] = make(self.num_envs, of_rows.dtype)
             infos[name][rows] = of_rows
             infos[f"_{name}"] = mask.copy()

@@ -6,12 +6,13 @@ The encoding is built from GPT-2's own merges (`data/vocab.bpe`, OpenAI, modifie
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,7 +126,12 @@ class Vocabulary:
         self.end_index = len(ordinary)
         self.pad_index = self.end_index + 1
         self._index = {int(token_id): index for index, token_id in enumerate(self.token_ids)}
-        self._readings = np.array([*self.token_bytes, b""], object)  # of actions and padding
+        readings: list[Any] = [*self.token_bytes, b""]  # of actions and padding
+        # Texts are joined from strings where each token is whole characters: a tenth of the time
+        # of a step of 1,024 rows.
+        with contextlib.suppress(UnicodeDecodeError):
+            readings = [token.decode() for token in readings]
+        self._readings = np.array(readings, object)
 
     @classmethod
     def load(cls, vocabulary: str | Sequence[str] | Vocabulary) -> Vocabulary:
@@ -217,6 +223,8 @@ class Vocabulary:
     def decode_batch(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The texts of k rows of indices (k, n), unchecked: several times as fast as `decode`."""
         texts = self._readings[rows].tolist()
+        if isinstance(self._readings[0], str):
+            return list(map("".join, texts))
         return [b"".join(tokens).decode("utf-8", "replace") for tokens in texts]
 
     def __eq__(self, other: object) -> bool:
