@@ -183,6 +183,63 @@ def test_a_decoder_as_classifier_wants_a_pad_token(tmp_path, pad):
         assert judge(["good", "bad good"])[0] == pytest.approx(judge(["good"])[0], abs=1e-6)
 
 
+def small_config(name, **kw):
+    import transformers
+
+    labels = {
+        "id2label": {0: "negative", 1: "positive"},
+        "label2id": {"negative": 0, "positive": 1},
+    }
+    sizes = {
+        "BertConfig": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "GPT2Config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 2},
+        "XLNetConfig": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},
+        "BloomConfig": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
+        "T5Config": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
+    }[name]
+    kw = {"vocab_size": len(WORDS), "eos_token_id": 3, "initializer_range": 1.0} | sizes | kw
+    return getattr(transformers, name)(**kw, **labels)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("BertConfig", {}),
+        ("GPT2Config", {}),
+        ("GPT2Config", {"pad_token_id": 3}),  # not the tokenizer's
+        ("XLNetConfig", {}),  # its config names -1 positions, Bloom's none
+        ("BloomConfig", {}),
+    ],
+)
+def test_a_score_depends_on_no_other_text_of_the_batch(tmp_path, name, more, side):
+    import torch
+
+    torch.manual_seed(0)
+    config = small_config(name, **more)
+    judge = load_sentiment_model(
+        save_classifier(tmp_path, config, pad_token="[PAD]", padding_side=side)
+    )
+    alone = judge(["good film"])
+    assert judge(["good film", "the film a good good film the bad film"])[0] == pytest.approx(
+        alone[0], abs=1e-5
+    )
+    assert np.isfinite(judge(["good film " * 40])).all()
+
+
+def test_a_directory_that_is_written_again_is_read_again(classifier, tmp_path):
+    def judge():
+        return TextSentimentEnv(sentiment_model=str(tmp_path)).task._judge
+
+    relabel(classifier, tmp_path, ["NEGATIVE", "POSITIVE"])
+    first = judge()
+    assert judge() is first  # one for all environments
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["id2label"] = {"0": "POSITIVE", "1": "NEGATIVE"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert judge()(["good film"]) == -first(["good film"])
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "some/where/else", "/nowhere", "~nobody/model"])
 def test_missing_directory(name):
     with pytest.raises(FileNotFoundError, match="is not a directory.*save_pretrained"):

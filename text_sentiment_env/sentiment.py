@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -96,9 +96,12 @@ class HuggingFaceSentiment:
                 f"sentiment_model={name!r}: its tokenizer has no pad token, so it cannot batch texts; set"
                 " tokenizer.pad_token and save the tokenizer again"
             )
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self._tokenizer.pad_token_id
-        self._max_length = min(self._tokenizer.model_max_length, _positions(model))
+        # A text's score must not depend on those beside it: positions that are counted from the left
+        # want the padding on the right, and XLNet reads its last token.
+        self._tokenizer.padding_side = "left" if model.config.model_type == "xlnet" else "right"
+        model.config.pad_token_id = self._tokenizer.pad_token_id
+        most = min(self._tokenizer.model_max_length, _positions(model))
+        self._max_length = None if most > 10**9 else int(most)  # transformers' "unknown" is 1e30
         self._warned = False
 
     def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
@@ -111,7 +114,7 @@ class HuggingFaceSentiment:
                 batch = self._tokenizer(
                     list(texts[start : start + self._batch_size]),
                     padding=True,
-                    truncation=True,
+                    truncation=self._max_length is not None,
                     max_length=self._max_length,
                     return_tensors="pt",
                 ).to(self._model.device)
@@ -126,6 +129,8 @@ class HuggingFaceSentiment:
 def _positions(model: Any) -> float:
     """How many tokens a classifier reads; any number if its config names none."""
     positions = getattr(model.config, "max_position_embeddings", math.inf)
+    if positions < 1:  # XLNet's -1
+        return math.inf
     # RoBERTa and its kin count from behind the padding's index.
     padding = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", None)
     return positions if padding is None else positions - padding - 1
@@ -280,7 +285,19 @@ def load_sentiment_model(name: str | os.PathLike[str], **options: Any) -> Sentim
     return HuggingFaceSentiment(name, **options)
 
 
-@cache
 def shared_sentiment_model(name: str) -> SentimentModel:
-    """`load_sentiment_model(name)`, once a process, so that environments share one judge."""
+    """`load_sentiment_model(name)`, once per process, so that environments share one judge.
+
+    A directory whose files have changed since is loaded again.
+    """
+    if not os.path.isdir(name):
+        return _shared(name, ())
+    with os.scandir(name) as files:
+        state = tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+    return _shared(os.path.realpath(name), state)
+
+
+@lru_cache(maxsize=8)
+def _shared(name: str, state: tuple[Any, ...]) -> SentimentModel:
+    """`state` tells versions of a directory apart."""
     return load_sentiment_model(name)
