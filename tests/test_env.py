@@ -233,6 +233,28 @@ def test_dense_shaping_pays_increments():
     assert rewards == pytest.approx([after[0], after[1] - after[0], 0])
 
 
+def test_a_term_that_sorts_its_texts_disturbs_no_other():
+    def sorts(texts):
+        texts.sort()
+        return np.zeros(len(texts))
+
+    def size(texts):
+        return [len(text) for text in texts]
+
+    envs = gym.make_vec(
+        "TextSentiment-v0",
+        num_envs=2,
+        vocabulary=[" good", " a"],
+        sentiment_model=letters,
+        extra_terms={"sorts": sorts, "size": size},
+    )
+    envs.reset()
+    envs.step([0, 1])
+    infos = envs.step([2, 2])[-1]
+    assert infos["text"].tolist() == [" good", " a"]
+    assert infos["size"].tolist() == [5, 2]
+
+
 def test_extra_terms_are_added_and_reported():
     words = Recorder(lambda texts: np.array([len(t.split()) for t in texts]))
     env = make(extra_terms={"words": words}, length_penalty=0)

@@ -102,6 +102,18 @@ def test_what_follows_the_end_is_ignored():
     assert reward(["good"], [""], [[2, end, -100, 99]]) == reward(["good"], [""], [[2]])
 
 
+def test_a_completions_text_ends_at_its_end_of_text():
+    reward = RewardFunction(vocabulary=WORDS, sentiment_model=letters)
+    plain, ended = reward([""] * 2, [" good film", " good film<|endoftext|> bad"])
+    assert plain == ended
+
+
+def test_ids_that_are_no_whole_numbers_are_refused():
+    reward = RewardFunction(vocabulary=WORDS, sentiment_model=letters)
+    with pytest.raises(ValueError, match="completion_ids hold numbers of type float64"):
+        reward([""], [" good film"], [[0.7, 1.2]])
+
+
 def test_unknown_arguments_are_refused():
     with pytest.raises(TypeError, match="penalty"):
         RewardFunction(penalty=1)

@@ -56,7 +56,7 @@ class RewardFunction:
 
         Args:
             prompts: the beginnings of the texts. A leading `<|endoftext|>` is left out.
-            completions: the texts that follow them.
+            completions: the texts that follow them, up to their first `<|endoftext|>`.
             completion_ids: the tokens of the completions, as the model wrote them; from the first
                 `<|endoftext|>` on they are ignored. None: `completions` are encoded.
             log_metric: receives the mean of each term of the reward, under its name in `info`.
@@ -71,16 +71,17 @@ class RewardFunction:
             return []
         begun = [self._encode_prompt(prompt) for prompt in prompts]
         if completion_ids is None:
-            completion_ids = [self.task.vocabulary.encode(text).tolist() for text in completions]
+            written = (text.partition(END_OF_TEXT)[0] for text in completions)
+            completion_ids = [self.task.vocabulary.encode(text).tolist() for text in written]
         if len(completion_ids) != len(begun):
             raise ValueError(
                 f"{len(begun)} prompts and {len(completion_ids)} completions: give one for each"
             )
-        written = [self._checked(ids) for ids in completion_ids]
+        texts = [self._checked(ids) for ids in completion_ids]
         starts = np.array([len(prompt) for prompt in begun])
         width = int(starts.max()) + self.task.max_tokens
         tokens = np.full((len(begun), width), self.task.vocabulary.pad_index, np.int64)
-        for row, prompt, ids in zip(tokens, begun, written, strict=True):
+        for row, prompt, ids in zip(tokens, begun, texts, strict=True):
             row[: len(prompt)] = prompt
             row[len(prompt) : len(prompt) + len(ids)] = ids
         rewards, _terms, info = self.task.reward(tokens, starts, np.zeros(len(tokens)))
@@ -99,7 +100,13 @@ class RewardFunction:
 
     def _checked(self, ids: Sequence[int]) -> Tokens:
         """The ids before the first end-of-text, int64 (n,), n at most `max_tokens`."""
-        tokens, end = np.array(ids, np.int64), self.task.vocabulary.end_index
+        tokens, end = np.asarray(ids), self.task.vocabulary.end_index
+        if len(tokens) and tokens.dtype.kind not in "iu":
+            raise ValueError(
+                f"completion_ids hold numbers of type {tokens.dtype}: they must be whole numbers, the"
+                " ids of tokens"
+            )
+        tokens = tokens.astype(np.int64)
         if (tokens == end).any():
             tokens = tokens[: int((tokens == end).argmax())]
         if len(wrong := tokens[(tokens < 0) | (tokens > end)]):

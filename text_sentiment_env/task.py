@@ -243,7 +243,7 @@ class TextSentimentTask:
         }
         rewards[finished] -= length_penalty + repetition_penalty
         for name, function in self.extra_terms.items():
-            info[name] = checks.scores(f"extra_terms[{name!r}]", function(texts), len(texts))
+            info[name] = checks.scores(f"extra_terms[{name!r}]", function(list(texts)), len(texts))
             rewards[finished] += info[name]
         return rewards, term, info
 
