@@ -383,6 +383,23 @@ def test_another_runs_checkpoint_is_refused(tmp_path, capsys):
     assert "another --work" in _error(capsys, _smoke, tmp_path, "--seed=4")
 
 
+def test_a_checkpoint_of_other_texts_is_refused(tmp_path, capsys):
+    _smoke(tmp_path, "--stop-at=10")
+    vocabulary = (tmp_path / "vocabulary.json").read_bytes()
+    for other in ("--longest=5", "--n-embd=64", "--seed=1"):
+        assert "another --work" in _error(capsys, _smoke, tmp_path, other)
+    assert (tmp_path / "vocabulary.json").read_bytes() == vocabulary
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--save-every=0", "--temperature=0", "--temperature=-1", "--report-samples=0", "--device=no"],
+)
+def test_bad_numbers_are_refused_before_the_training(flag, tmp_path, capsys):
+    assert flag.partition("=")[0] in _error(capsys, _smoke, tmp_path, flag)
+    assert not any(tmp_path.iterdir())
+
+
 def _error(capsys, function, *arguments):
     """The one line in which bad input ends."""
     with pytest.raises(SystemExit) as stop:

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,17 @@ def test_an_interrupted_training_ends_in_the_same_weights(
     with pytest.raises(SystemExit, match="130"):
         run("interrupted")
     assert run("interrupted") == whole
+
+
+def test_stages_go_on_with_the_same_flags_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = script.Args(out=tmp_path, learning_rate=0.1)
+    script.keep_arguments(args)
+    script.keep_arguments(replace(args, threads=2, final=True))
+    for name, value in (("learning_rate", 0.2), ("salad", False), ("data", tmp_path)):
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} .* choose another --out"):
+            script.keep_arguments(replace(args, **{name: value}))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -108,9 +109,6 @@ def pretrain(reviews: list[str], args: Args) -> dict[str, Any]:
     held = max(1, len(reviews) // 200)  # of the training reviews, to watch the training by
     texts = prepare(reviews[:-held], args)
     vocabulary = texts.vocabulary
-    (args.work / "vocabulary.json").write_text(
-        json.dumps(vocabulary.token_ids.tolist()) + "\n", "utf-8"
-    )
     watched = [
         vocabulary.encode(text)
         for text, ids in _encoded(clean_sentences(reviews[-held:]))
@@ -131,6 +129,9 @@ def pretrain(reviews: list[str], args: Args) -> dict[str, Any]:
         Stage(args.plain_steps, texts.plain),
     ]
     history = run_stages(model, stages, watched[:2000], args)
+    (args.work / "vocabulary.json").write_text(
+        json.dumps(vocabulary.token_ids.tolist()) + "\n", "utf-8"
+    )
     divide_logits(model, args.temperature)
     model.save_pretrained(args.work / "model", dtype=torch.float16)
     return history
@@ -140,10 +141,28 @@ def _encoded(texts: list[str]) -> list[tuple[str, list[int]]]:
     return list(zip(texts, encode_gpt2(texts), strict=True))
 
 
+def check(args: Args) -> None:
+    """Refuses what would otherwise be noticed after the training, or not at all.
+
+    Raises:
+        ValueError: naming the flag, its value and what it must be.
+    """
+    cli.positive(args, "save_every", "batch_tokens", "stop_at", "vocab_size", "least_count")
+    cli.positive(args, "n_layer", "n_head", "n_embd", "n_positions", "longest")
+    cli.positive(args, "report_sentences", "report_samples")
+    cli.at_least(0, args, "broad_steps", "plain_steps", "warmup")
+    cli.check_seed(args.seed)
+    cli.check_device(args.device)
+    for name in ("temperature", "lr", "decay"):
+        if not 0 < (value := getattr(args, name)) < math.inf:
+            raise ValueError(f"{cli.flag(name)} {value}: must be above 0")
+
+
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The command line."""
     args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
+    check(args)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.work.mkdir(parents=True, exist_ok=True)
     if args.smoke:

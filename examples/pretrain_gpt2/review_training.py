@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -69,7 +71,7 @@ def lr_at(step: int, steps: int, args: Args) -> float:
 class Checkpoint(NamedTuple):
     """A file from which a run goes on as if nothing had happened, and what must not change.
 
-    Everything random in training is drawn from (seed, stage, epoch): step, weights and optimisers'
+    Everything random in training is drawn from (seed, stage, epoch): step, weights and optimizers'
     state are all there is to keep.
     """
 
@@ -100,6 +102,15 @@ class Checkpoint(NamedTuple):
         return state["history"]
 
 
+def fingerprint(model: GPT2, stages: Sequence[Stage]) -> str:
+    """A hash of the texts to learn from and of the tokens that their numbers stand for."""
+    digest = hashlib.sha256(json.dumps(model.token_ids).encode())
+    for stage in stages:
+        for array in (*stage.corpus.texts, stage.corpus.repeats, stage.corpus.whole):
+            digest.update(array.tobytes() + b"|")
+    return digest.hexdigest()[:16]
+
+
 def run_stages(
     model: GPT2, stages: Sequence[Stage], validation: list[np.ndarray], args: Args
 ) -> dict[str, Any]:
@@ -109,9 +120,12 @@ def run_stages(
         The `step` reached, the `seconds` and `tokens` it took, and the `validation` losses by step.
     """
     optimizers = make_optimizers(model, args.lr, args.weight_decay)
-    names = ("seed", "batch_tokens", "lr", "weight_decay", "warmup", "decay")
+    names = (
+        *("seed", "batch_tokens", "lr", "weight_decay", "warmup", "decay", "precision"),
+        *("n_layer", "n_head", "n_embd", "n_positions"),
+    )
     fixed = {name: getattr(args, name) for name in names}
-    fixed |= {"stages": [stage.steps for stage in stages]}
+    fixed |= {"stages": [stage.steps for stage in stages], "texts": fingerprint(model, stages)}
     checkpoint = Checkpoint(args.work / "checkpoint.pt", fixed)
     history = checkpoint.load(model, optimizers)
     steps = sum(stage.steps for stage in stages)
@@ -172,7 +186,7 @@ def _step(
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Half precision for what tolerates it; parameters and optimiser state stay float32."""
+    """Half precision for what tolerates it; parameters and optimizer state stay float32."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -34,7 +34,7 @@ class Find(NamedTuple):
 
     text: str
     score: float
-    nll: float  # under the start model, nats a token
+    nll: float  # under the start model, nats per token
     worst: float  # of its tokens
     repeated_tokens: float  # the share that occurred before
     repeated_pairs: float
@@ -95,7 +95,7 @@ def distinct_2(texts: Sequence[str]) -> float:
 
 @torch.no_grad()
 def usual_nll(start: GPT2, max_tokens: int = 20) -> float:
-    """The start model's own texts under itself, nats a token."""
+    """The start model's own texts under itself, nats per token."""
     writer = Writer(start, max_tokens)
     ids, chosen, _ = writer.write(512, torch.Generator().manual_seed(0))
     return float(-(writer.log_probabilities(start, ids) * chosen).sum() / chosen.sum())

@@ -111,6 +111,7 @@ class Args:
     """other defaults: every stage in seconds, on texts made by program"""
 
 
+SAME_RESULT = ("out", "threads", "device", "final")  # flags that may change as a run goes on
 SMOKE = Args(
     variations=100,
     width=16,
@@ -372,6 +373,26 @@ def parse_arguments(argv: Sequence[str] | None) -> Args:
     return args
 
 
+def keep_arguments(args: Args) -> None:
+    """Writes the flags that shape the result into --out, whose stages go on with the same ones alone.
+
+    Raises:
+        ValueError: naming a flag that is not the one that earlier stages had.
+    """
+    given = {name: value for name, value in vars(args).items() if name not in SAME_RESULT}
+    given["data"] = None if args.data is None else str(args.data.resolve())
+    path = args.out / "arguments.json"
+    if not path.exists():
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(given, indent=1), "utf-8")
+    for name, value in json.loads(path.read_text("utf-8")).items():
+        if given.get(name) != value:
+            raise ValueError(
+                f"{cli.flag(name)} {given.get(name)}: the stages in --out {args.out} had {value}; give"
+                " the same flags, or choose another --out"
+            )
+
+
 @cli.errors_in_one_line
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs all stages that have not run yet; returns the report."""
@@ -380,6 +401,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
+    keep_arguments(args)
     corpora, sets = make_corpora(args)
     report: dict[str, Any] = {}
     judge = trained(args, corpora, sets, report)
