@@ -102,10 +102,10 @@ class Baseline:
                 " (gym.make_vec), or use baseline='ema'"
             )
         if kind == "rloo" and (group_size < 2 or batch_size % group_size):
+            source = "" if given else ", the default with prompts,"
             raise ValueError(
-                f"group_size={group_size}{'' if given else ', the default with prompts,'} must be at least 2"
-                f" and divide the {batch_size} rows of env:"
-                " choose another group_size or num_envs"
+                f"group_size={group_size}{source} must be at least 2 and divide the {batch_size} rows"
+                " of env: choose another group_size or num_envs"
             )
         self.kind, self.group_size = kind, group_size
         self.batch_size = batch_size
@@ -120,8 +120,8 @@ class Baseline:
         drawn = generator.integers(len(self.prompts), size=groups).repeat(self.group_size)
         return [self.prompts[i] for i in drawn]
 
-    def of(self, returns: Tensor, mask: Tensor, values: Tensor) -> Tensor:
-        """The baseline (B, L) of a batch; moves the moving average on.
+    def estimate(self, returns: Tensor, mask: Tensor, values: Tensor) -> Tensor:
+        """The baseline (B, L) of a batch.
 
         No row's baseline depends on the row's own return, so that the gradient stays unbiased.
 
@@ -137,10 +137,20 @@ class Baseline:
             return leave_one_out(returns, mask, size)
         if self.kind == "none":
             return torch.zeros_like(returns)
-        mean = extend_last_return(returns, mask).mean(0)
-        past = self.moving_average
-        if past is None:  # the first update has no past to compare with
-            self.moving_average = mean
+        if self.moving_average is None:  # the first update has no past to compare with
             return torch.zeros_like(returns)
-        self.moving_average = EMA_DECAY * past.to(mean.device) + (1 - EMA_DECAY) * mean
-        return past.to(returns.device).expand_as(returns)
+        return self.moving_average.to(returns.device).expand_as(returns)
+
+    def update(self, returns: Tensor, mask: Tensor) -> None:
+        """Moves the moving average on, after an update; the other kinds keep nothing.
+
+        Args:
+            returns: (B, L).
+            mask: written places, bool (B, L).
+        """
+        if self.kind != "ema":
+            return
+        mean, past = extend_last_return(returns, mask).mean(0), self.moving_average
+        if past is not None:
+            mean = EMA_DECAY * past.to(mean.device) + (1 - EMA_DECAY) * mean
+        self.moving_average = mean

@@ -63,9 +63,8 @@ def _attend(
     """
     if is_causal and q.shape[2] == 1 and not dropout_p:
         return v  # a token that sees only itself
-    if (
-        q.is_cuda and is_causal and q.shape[2] <= 64
-    ):  # the other kernels work on 128 queries at a time
+    # The other CUDA kernels work on 128 queries at a time.
+    if q.is_cuda and is_causal and q.shape[2] <= 64:
         with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, mask, dropout_p, is_causal)
     if q.is_cpu and torch.is_autocast_enabled("cpu"):
@@ -190,7 +189,7 @@ class GPT2(nn.Module):
         """The row of `<|endoftext|>`, or None if the model has no such token."""
         return self.config.eos_token_id
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def use_compiled_kernels(self) -> None:
         """Uses compiled kernels on a GPU from now on: `torch.compile`'s, and our Triton kernel for decoding.
 
         The first pass of each kind takes seconds. On a CPU nothing changes. Copies stay compiled.
@@ -411,7 +410,8 @@ class GPT2(nn.Module):
         """Decodes on a CPU: a row leaves the batch as its text ends, and equal texts are read once."""
         (B, T), end = ids.shape, settings.end
         new = torch.full((B, settings.max_new_tokens), -1 if end is None else end)
-        # For each unfinished text its row of `new` and its row of the cache, in the latter's order.
+        # Rows with the same text share a row of the cache, a node of the tree of texts. For each
+        # unfinished text: its row of `new`, and its node; sorted by node.
         rows, node, ids, lengths = _distinct_prompts(ids, lengths)
         cache = self.new_cache(B, T + settings.max_new_tokens - 1)
         cache.keep(torch.arange(len(ids)), 0)
@@ -427,13 +427,13 @@ class GPT2(nn.Module):
             if not len(rows) or step + 1 == settings.max_new_tokens:
                 break
             V = self.config.vocab_size
-            texts, order = (node * V + token).sort()
-            longer, node = texts.unique_consecutive(return_inverse=True)
-            rows, shorter = rows[order], longer // V
-            if len(shorter) != cache.batch_size or bool((shorter.diff() == 0).any()):
-                cache.keep(shorter, T + step)
-                lengths = None if lengths is None else lengths[shorter]
-            hidden = self._read_token(longer % V, lengths, T, step, cache)
+            pairs, order = (node * V + token).sort()
+            children, node = pairs.unique_consecutive(return_inverse=True)  # the next nodes
+            rows, parents = rows[order], children // V
+            if len(parents) != cache.batch_size or bool((parents.diff() == 0).any()):
+                cache.keep(parents, T + step)
+                lengths = None if lengths is None else lengths[parents]
+            hidden = self._read_token(children % V, lengths, T, step, cache)
         return new
 
     def _decode_static(

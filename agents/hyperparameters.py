@@ -70,6 +70,21 @@ def check_integer(name: str, value: Any, minimum: int, *, none: bool = False) ->
         )
 
 
+def check_bounds(total_timesteps: float | None, total_updates: int | None) -> int:
+    """The tokens after which `learn` ends, where one of its bounds may be None.
+
+    Raises:
+        ValueError: for a bound that is no whole number, and if there is none.
+    """
+    if total_timesteps is None and total_updates is None:
+        raise ValueError("learn() has no end: pass total_timesteps or total_updates")
+    if isinstance(total_timesteps, float) and total_timesteps.is_integer():
+        total_timesteps = int(total_timesteps)  # 1e5 is 100,000
+    check_integer("total_timesteps", total_timesteps, 0, none=True)
+    check_integer("total_updates", total_updates, 0, none=True)
+    return 10**15 if total_timesteps is None else int(total_timesteps)  # more than anybody writes
+
+
 def check_hyperparameters(arguments: dict[str, Any]) -> None:
     """Checks the arguments of REINFORCE, by their names.
 

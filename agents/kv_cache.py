@@ -46,9 +46,8 @@ class KVCache:
             for _ in range(config.n_layer)
         ]
         self.dtype = dtype or torch.get_default_dtype()
-        self._buffers = list(
-            itertools.chain(*self.layers)
-        )  # for all rows; `layers` shows the first
+        # The memory of all rows; `layers` shows the first.
+        self._buffers = list(itertools.chain(*self.layers))
 
     def prefill(self, size: int) -> CacheView:
         """The first `size` tokens of all rows, each of which sees those before it."""

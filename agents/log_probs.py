@@ -250,7 +250,7 @@ class _LogProbs(torch.autograd.Function):
 
 
 class _Decided:
-    """Which tokens each row of the logits predicts."""
+    """The token that each row of the logits predicts, or the several places that share the row."""
 
     def __init__(self, tokens: Tensor, places: Tensor | None) -> None:
         self.tokens, self.places = tokens, places

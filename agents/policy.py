@@ -123,7 +123,7 @@ class GPT2Policy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.gpt2 = GPT2(self.config)
         if self.compiled:
-            self.gpt2.compile()
+            self.gpt2.use_compiled_kernels()
         if self.initial_length is not None:
             self._end_early(self.initial_length)
         self.value_head = nn.Linear(self.config.n_embd, 1)

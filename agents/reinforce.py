@@ -24,8 +24,8 @@ from agents.gpt2 import GPT2
 from agents.hyperparameters import (
     KLEstimator,
     LRDecay,
+    check_bounds,
     check_hyperparameters,
-    check_integer,
     check_number,
     learning_rate_factor,
 )
@@ -38,7 +38,6 @@ from agents.policy import (
     with_vocabulary,
 )
 from agents.rollout import Episodes, collect_episodes, prompts_of
-from agents.sampling import NonFiniteError
 from agents.saving import Saving
 from agents.sb3_vec_env import wrap_token_env
 
@@ -229,7 +228,7 @@ class REINFORCE(Saving):
             distributed.seed_draws(self.seed, self._n_updates)
 
     def _evaluate_own_texts(self, texts: Tensor, mask: Tensor) -> TokenEvaluation:
-        """The pass with gradients."""
+        """Evaluates texts by the policy, and by the start model where the exact KL needs it."""
         exact = self.kl_coef > 0 and self.kl_estimator == "exact"
         start = self.reference if exact else None
         result = self.policy.evaluate_texts(texts, mask, start=start)
@@ -286,7 +285,7 @@ class REINFORCE(Saving):
 
     def learn(
         self,
-        total_timesteps: float,
+        total_timesteps: float | None = None,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str = "REINFORCE",
@@ -296,24 +295,25 @@ class REINFORCE(Saving):
     ) -> REINFORCE:
         """Trains for at least `total_timesteps` written tokens, or for `total_updates`.
 
-        An update is never cut short, so that a few more tokens may be written.
+        The one that is reached first ends the training. An update is never cut short, so that a few
+        more tokens may be written.
 
         Args:
-            total_timesteps: tokens to write, `<|endoftext|>` included.
+            total_timesteps: tokens to write, `<|endoftext|>` included; None: no bound.
             callback: called at every step of the environment.
             log_interval: updates from one line of the log to the next.
             tb_log_name: the run's name in TensorBoard.
             reset_num_timesteps: False continues the previous call: its count of timesteps and its
                 learning-rate schedule.
             progress_bar: shows a bar (tqdm and rich).
-            total_updates: also stops after this many updates, which then measure the progress of the
-                learning-rate schedule.
+            total_updates: updates to make, by which the learning-rate schedule then goes; None: no
+                bound.
 
         Raises:
             NonFiniteError: when a term of the loss, or the gradient, is not finite. Weights and
                 baseline are still those of before the update.
-            ValueError: for a model that was loaded without an environment, and for a hyperparameter
-                that was set out of range.
+            ValueError: for a model that was loaded without an environment, for a training without
+                an end, and for a hyperparameter that was set out of range.
         """
         if self.env is None:
             raise ValueError(
@@ -321,14 +321,11 @@ class REINFORCE(Saving):
             )
         # Attributes may have been set since the constructor checked them.
         check_hyperparameters({**vars(self), "stats_window_size": self._stats_window_size})
-        if isinstance(total_timesteps, float) and total_timesteps.is_integer():
-            total_timesteps = int(total_timesteps)  # 1e5 is 100,000
-        check_integer("total_timesteps", total_timesteps, 0)
-        check_integer("total_updates", total_updates, 0, none=True)
+        timesteps = check_bounds(total_timesteps, total_updates)
         if progress_bar and distributed.rank() == 0:
             callback = add_progress_bar(callback, total_updates)
         total_timesteps, callback = self._setup_learn(
-            int(total_timesteps), callback, reset_num_timesteps, tb_log_name
+            timesteps, callback, reset_num_timesteps, tb_log_name
         )
         if reset_num_timesteps:
             self._first_update = self._n_updates
@@ -340,7 +337,13 @@ class REINFORCE(Saving):
             self._random_states = None
         while self.num_timesteps < total_timesteps and self._n_updates < last_update:
             with self._one_update():
-                began, progress = time.perf_counter(), self.num_timesteps / total_timesteps
+                began = time.perf_counter()
+                # Measured at the start of the batch: the first update has the full learning rate, and the
+                # last one a rate above 0.
+                progress = self.num_timesteps / total_timesteps
+                if total_updates is not None:
+                    done = self._n_updates - self._first_update
+                    progress = done / (last_update - self._first_update)
                 callback.on_rollout_start()
                 episodes = self.collect_episodes(callback)
                 if episodes is None:
@@ -348,11 +351,6 @@ class REINFORCE(Saving):
                 callback.update_locals({"episodes": episodes})
                 callback.on_rollout_end()
                 collected = time.perf_counter()
-                # Measured at the start of the batch: the first update has the full learning rate, and the
-                # last one a rate above 0.
-                if total_updates is not None:
-                    done = self._n_updates - self._first_update
-                    progress = done / (last_update - self._first_update)
                 self._current_progress_remaining = 1 - min(progress, 1.0)
                 self.train(episodes)
                 tokens = int(episodes.mask.sum())
@@ -407,7 +405,7 @@ class REINFORCE(Saving):
         policy.set_training_mode(True)
         policy.optimizer.zero_grad(set_to_none=True)  # first, because old gradients take memory
         learning_rate = self._set_learning_rate()
-        parts, average = episodes.parts(self.micro_batch_size), self._baseline.moving_average
+        parts = episodes.parts(self.micro_batch_size)
         mask = episodes.mask.cpu()  # once: each value read makes the host wait for a GPU
         inputs = [(episodes.texts[part], mask[part]) for part in parts]
         current, start = self._evaluate_parts(inputs)
@@ -427,8 +425,15 @@ class REINFORCE(Saving):
         for i, part in enumerate(parts):
             with distributed.no_sync(self._evaluate_texts, more=i + 1 < len(parts)):
                 now = current[i] if len(parts) == 1 else self._evaluate_texts(*inputs[i])
-                rows = returns[part], advantages[part], episodes.mask[part]
-                terms = self.loss_terms(now, start[i], *rows, B, kl_coef)
+                terms = self.loss_terms(
+                    now,
+                    start[i],
+                    returns[part],
+                    advantages[part],
+                    episodes.mask[part],
+                    batch_size=B,
+                    kl_coef=kl_coef,
+                )
                 # DDP and FSDP average gradients over the ranks: times their number is the sum.
                 loss = torch.stack([*terms.values()]).sum()
                 (loss * distributed.world_size()).backward()
@@ -437,12 +442,9 @@ class REINFORCE(Saving):
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
         losses = distributed.all_reduce_sum(torch.stack([*totals.values()]))
         norm = distributed.full_tensor(norm)
-        try:
-            measures = finite_measures(totals, losses, norm, self._n_updates + 1)
-        except NonFiniteError:
-            self._baseline.moving_average = average
-            raise
+        measures = finite_measures(totals, losses, norm, self._n_updates + 1)
         policy.optimizer.step()
+        self._baseline.update(returns, episodes.mask)
         self._n_updates += 1
         self._record("train", measures | {"learning_rate": learning_rate})
         means = update_metrics(episodes.mask, log_prob, log_ratio, entropy, baseline)
@@ -466,7 +468,7 @@ class REINFORCE(Saving):
     def advantages(
         self, episodes: Episodes, log_ratio: Tensor, values: Tensor, kl: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Returns and advantages (B, L) of a batch, not normalised; moves the moving average on.
+        """Returns and advantages (B, L) of a batch, not normalised.
 
         Args:
             episodes: the batch.
@@ -481,7 +483,7 @@ class REINFORCE(Saving):
         if self.kl_estimator == "exact" and kl is not None:
             # A token changes the KL of later distributions, not of the one it was drawn from.
             returns = returns - self.kl_coef * (monte_carlo_returns(kl, self.gamma) - kl)
-        baseline = self._baseline.of(returns, mask, values)
+        baseline = self._baseline.estimate(returns, mask, values)
         return returns, (returns - baseline) * mask
 
     def loss_terms(

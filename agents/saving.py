@@ -62,7 +62,7 @@ class Saving(BaseAlgorithm):
 
     @contextmanager
     def _one_update(self) -> Iterator[None]:
-        """Within, `save` writes the position at which the update began: a part of it cannot go on."""
+        """Within, `save` stores the position at the update's start: half an update cannot be resumed."""
         self._update_began_at = self._position()
         try:
             yield
@@ -72,7 +72,7 @@ class Saving(BaseAlgorithm):
     def save(self, path: Target, exclude: Any = None, include: Any = None) -> None:
         """Writes a checkpoint: JSON and safetensors in a zip, whole or not at all.
 
-        It holds what shapes the rest of the run: weights of policy and start model, optimiser,
+        It holds what shapes the rest of the run: weights of policy and start model, optimizer,
         counters, baseline, and the states of Python's, NumPy's, torch's and every row's generators.
         In the middle of an update, such as from a callback's `on_step`, counters and generators are
         written as they were when it began: a resumed run makes the whole update again.
@@ -172,7 +172,7 @@ class Saving(BaseAlgorithm):
         model._settle_spaces(kwargs["config"], data["observation_length"])
         # The order matters. The policy is built first, with fresh weights. Its copy becomes the start
         # model, of the same shape. Counters come before `_parallelize`, which seeds each rank's draws
-        # by the number of updates. Weights and optimiser come last, because FSDP splits up tensors
+        # by the number of updates. Weights and optimizer come last, because FSDP splits up tensors
         # and each rank then loads its part. Random states wait for `learn`: building drew numbers.
         with checkpoint.checked("policy_kwargs"):
             model._setup_model()
@@ -214,7 +214,7 @@ class Saving(BaseAlgorithm):
         exact_match: bool = True,
         device: torch.device | str = "auto",
     ) -> None:
-        """Loads weights and optimiser from a checkpoint of `save` or from `get_parameters`' dict."""
+        """Loads weights and optimizer from a checkpoint of `save` or from `get_parameters`' dict."""
         if isinstance(load_path_or_dict, dict):
             return super().set_parameters(load_path_or_dict, exact_match, device)
         return self._load_weights(*checkpoint.read_archive(load_path_or_dict))

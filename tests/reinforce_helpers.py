@@ -50,7 +50,7 @@ def collected(model):
 
 
 def learn(model, updates, **arguments):
-    return model.learn(10**9, total_updates=updates, **arguments)
+    return model.learn(total_updates=updates, **arguments)
 
 
 class Records(BaseCallback):

@@ -119,7 +119,7 @@ def test_batches_that_cannot_be_compared_are_refused(kind, group_size, batch_siz
 
 def test_kinds_of_baselines():
     def of(kind, group_size=None):
-        return Baseline(kind, group_size, 4, [""]).of(RETURNS, MASK, VALUES)
+        return Baseline(kind, group_size, 4, [""]).estimate(RETURNS, MASK, VALUES)
 
     assert torch.equal(of("none"), torch.zeros(4, 3))
     assert torch.equal(of("value"), VALUES)
@@ -136,17 +136,23 @@ def test_no_row_is_compared_with_itself(kind):
         changed[row] += 100
         first, second = (Baseline(kind, 2, 4, [""]) for _ in range(2))
         first.moving_average = second.moving_average = torch.ones(3)
-        before, after = first.of(RETURNS, MASK, VALUES), second.of(changed, MASK, VALUES)
+        before, after = (
+            first.estimate(RETURNS, MASK, VALUES),
+            second.estimate(changed, MASK, VALUES),
+        )
         assert torch.equal(before[row], after[row])
 
 
 def test_the_moving_average_is_of_past_updates():
     baseline = Baseline("ema", None, 4, [""])
     assert baseline.moving_average is None
-    assert torch.equal(baseline.of(RETURNS, MASK, VALUES), torch.zeros(4, 3))
+    assert torch.equal(baseline.estimate(RETURNS, MASK, VALUES), torch.zeros(4, 3))
     mean = EXTENDED.mean(0)
+    baseline.update(RETURNS, MASK)
     assert torch.equal(baseline.moving_average, mean)
-    assert torch.equal(baseline.of(3 * RETURNS, MASK, VALUES), mean.expand(4, 3))
+    assert torch.equal(baseline.estimate(3 * RETURNS, MASK, VALUES), mean.expand(4, 3))
+    assert torch.equal(baseline.moving_average, mean)  # an estimate changes nothing
+    baseline.update(3 * RETURNS, MASK)
     torch.testing.assert_close(
         baseline.moving_average, EMA_DECAY * mean + (1 - EMA_DECAY) * 3 * mean
     )

@@ -247,7 +247,7 @@ def test_what_is_compiled_computes_what_the_blocks_do(monkeypatch):
     monkeypatch.setattr("agents.compiled.compiled", lambda function: function)
     monkeypatch.setattr("agents.sampling.compiled", lambda function: function)
     monkeypatch.setattr(GPT2, "_runs_compiled", lambda self, x: self._compiled)
-    gpt2.compile()
+    gpt2.use_compiled_kernels()
     torch.testing.assert_close(gpt2(ids), expected)
     assert torch.equal(gpt2.generate(ids, 9, end_index=-1, generator=torch.manual_seed(0)), texts)
 

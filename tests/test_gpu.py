@@ -123,7 +123,7 @@ def test_compiled_generation_draws_what_plain_generation_does(half):
     """In all but a few texts: where a uniform number falls between two tokens, rounding decides."""
     plain = make_agent(precision="bf16" if half else "fp32").policy
     compiled = copy.deepcopy(plain)
-    compiled.gpt2.compile()
+    compiled.gpt2.use_compiled_kernels()
     obs = torch.full((B, STEPS), plain.pad_index, device="cuda")
     same = []
     for seed in range(4):  # eager, captured, replayed

@@ -134,12 +134,21 @@ def test_learn_checks_what_was_set_after_the_constructor(name, bad):
     assert model.num_timesteps == 0
 
 
+def test_a_training_without_an_end_is_refused():
+    model = make_model()
+    with pytest.raises(
+        ValueError, match=r"^learn\(\) has no end: pass total_timesteps or total_up"
+    ):
+        model.learn()
+    assert model.learn(total_updates=1)._n_updates == 1
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
 def test_a_schedule_that_goes_astray_is_named(bad):
     model = make_model(learning_rate=lambda progress: 1e-3 if progress == 1 else bad)
     message = f"^learning_rate \\(of the schedule\\)={bad!r} must be a finite number >= 0"
     with pytest.raises(ValueError, match=message):
-        model.learn(10**9, total_updates=2)
+        model.learn(total_updates=2)
     assert model._n_updates == 1  # the second has the bad rate
 
 

@@ -129,7 +129,10 @@ def estimate(model, texts, rewards, rows):
     ids=str,
 )
 def test_expected_estimate_is_the_exact_gradient(baseline, terms):
-    """Every pair of episodes, weighted with its probability: no sampling, float error only."""
+    """That of -E[return] - c·E[Σ entropy], where the bonus ignores its effect on later states.
+
+    Every pair of episodes, weighted with its probability: no sampling, float error only.
+    """
     model, texts, rewards = toy(baseline=baseline, **terms)
     terms = {name: value for name, value in terms.items() if name != "kl_estimator"}
     with torch.no_grad():
@@ -337,7 +340,7 @@ def test_solves_a_task_with_a_known_solution():
         policy_kwargs={"config": GPT2Config(vocab_size=3, **TINY)},
     )
     before, _ = evaluate_policy(model, model.get_env(), 100, deterministic=False)
-    model.learn(10**9, total_updates=60)
+    model.learn(total_updates=60)
     after, _ = evaluate_policy(model, model.get_env(), 100, deterministic=False)
     assert before < 0.5
     assert after > 0.95
@@ -369,7 +372,7 @@ def test_native_and_sb3_vectorization_train_alike():
         make_vec_env("TextSentiment-v0", 4, env_kwargs=arguments),
     ):
         model = REINFORCE(GPT2Policy, envs, seed=3)
-        model.learn(10**9, total_updates=3)
+        model.learn(total_updates=3)
         weights.append(flat(model.policy.parameters()))
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
@@ -430,7 +433,7 @@ def test_request_stop_ends_after_the_update():
 def test_learning_rate_schedules():
     def rates(**arguments):
         records = []
-        make_model(learning_rate=1.0, **arguments).learn(10**9, Records(records), total_updates=4)
+        make_model(learning_rate=1.0, **arguments).learn(callback=Records(records), total_updates=4)
         return [r["train/learning_rate"] for r in records]
 
     assert rates() == [1, 1, 1, 1]
@@ -443,7 +446,7 @@ def test_every_run_of_a_model_warms_up():
     model = make_model(learning_rate=1.0, warmup_updates=3)
     for _ in range(2):
         records = []
-        model.learn(10**9, Records(records), total_updates=4)
+        model.learn(callback=Records(records), total_updates=4)
         rates = [r["train/learning_rate"] for r in records]
         assert rates == pytest.approx([0.25, 0.5, 0.75, 1])
 
@@ -635,5 +638,5 @@ def test_gpu_learns(precision, cuda_graphs):
     model = make_model(
         envs, device="cuda", precision=precision, learning_rate=1e-2, policy_kwargs=kwargs
     )
-    model.learn(10**9, total_updates=60)
+    model.learn(total_updates=60)
     assert collected(model).rewards.sum(1).mean() > 0.8

@@ -24,7 +24,7 @@ def make_envs(mode=None, num_envs=4, **arguments):
 
 def weights(envs, updates=3, **arguments):
     model = REINFORCE(GPT2Policy, envs, seed=3, learning_rate=1e-2, **arguments)
-    model.learn(10**9, total_updates=updates)
+    model.learn(total_updates=updates)
     envs.close()
     return torch.cat([p.detach().flatten() for p in model.policy.parameters()])
 
@@ -70,12 +70,12 @@ def test_a_run_on_separate_environments_resumes(tmp_path):
     prompts = {"prompts": ["good", "bad"]}
     whole = weights(make_envs("async", **prompts), 4)
     envs = make_envs("async", **prompts)
-    model = REINFORCE(GPT2Policy, envs, seed=3, learning_rate=1e-2).learn(10**9, total_updates=2)
+    model = REINFORCE(GPT2Policy, envs, seed=3, learning_rate=1e-2).learn(total_updates=2)
     model.save(tmp_path / "run")
     envs.close()
     again = make_envs("async", **prompts)
     model = REINFORCE.load(tmp_path / "run", env=again)
-    model.learn(10**9, total_updates=2, reset_num_timesteps=False)
+    model.learn(total_updates=2, reset_num_timesteps=False)
     again.close()
     got = torch.cat([p.detach().flatten() for p in model.policy.parameters()])
     assert torch.equal(got, whole)
@@ -99,7 +99,7 @@ class Seen(BaseCallback):
 
 def test_callbacks_see_every_episode_end_once():
     model, seen = REINFORCE(GPT2Policy, make_envs(), seed=0), Seen()
-    model.learn(10**9, callback=seen, total_updates=3)
+    model.learn(callback=seen, total_updates=3)
     assert seen.ended == len(seen.texts) == model._episode_num == 12
     returns = [info["r"] for info in model.ep_info_buffer]
     assert seen.paid == pytest.approx(sum(returns), abs=1e-5)

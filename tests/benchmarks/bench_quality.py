@@ -1,7 +1,7 @@
 """Time to quality: seconds until a policy is near the exact optimum, with this package's REINFORCE and with rivals.
 
 All begin from the bundled GPT-2 and have one aim, that of the default run (preset reviews): the reward, by the same
-judge and length penalty, less β times the KL. How far a policy is from its optimum, the gap in nats a text, is known
+judge and length penalty, less β times the KL. How far a policy is from its optimum, the gap in nats per text, is known
 from the start model's texts (`agents/frontier.py`). The rivals are a hand-written loop on transformers, TRL's RLOO
 (`pip install -e ".[bench]"`) and stable-baselines3's PPO on our GPT2Policy. Every run is a process of its own;
 contenders take turns, seed by seed. Between updates the clock stops and fresh texts are measured, with the same code
@@ -198,7 +198,7 @@ def run_ours(preset: Args, settings: Mapping[str, Any], meter: Meter) -> None:
     rows = preset.environment.num_envs
     env = make_env(preset.environment, preset.environment.sentiment_model, rows)
     model = make_model(preset, env, "cpu")
-    model.learn(10**9, AfterUpdates(meter), total_updates=settings["updates"])
+    model.learn(callback=AfterUpdates(meter), total_updates=settings["updates"])
 
 
 def run_hand(preset: Args, settings: Mapping[str, Any], meter: Meter) -> None:
@@ -448,7 +448,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, default=5, help="0, 1, …")
     parser.add_argument(
-        "--gap", type=float, default=2.4, help="nats a text from the optimum, where a run ends"
+        "--gap", type=float, default=2.4, help="nats per text from the optimum, where a run ends"
     )
     parser.add_argument("--cap", type=float, default=600, help="seconds of training")
     parser.add_argument(

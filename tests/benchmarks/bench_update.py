@@ -80,7 +80,7 @@ def time_updates(size: str, machine: Machine, args: argparse.Namespace) -> list[
     sizes = args.num_envs, args.max_tokens, args.device, args.dtype == "bf16"
 
     def we() -> None:
-        model.learn(10**9, total_updates=1, reset_num_timesteps=False)
+        model.learn(total_updates=1, reset_num_timesteps=False)
 
     contenders, lengths = {"ours": we}, {}
     with tempfile.TemporaryDirectory() as folder:

@@ -121,7 +121,7 @@ def measure_generation(session: Session) -> None:
     columns += ["graphs / transformers", "compiled / transformers", "compiled, of the floor"]
     columns += ["graphs equal eager", "peak, GiB"]
     compiled = copy.deepcopy(gpt2)
-    compiled.compile()
+    compiled.use_compiled_kernels()
     rows: list[list[str]] = []
     for batch in (4,) if session.smoke else (64, 256, 1024):
         ids = torch.randint(config.vocab_size, (batch, 1), device=session.device)
@@ -235,7 +235,7 @@ def measure_update(session: Session) -> None:
             session.reset_peak()
             options = {"cuda_graphs": name != "eager", "compile": name == "and compiled"}
             agent, gpt2 = make_agent(session, config, batch, **options)
-            first = timed(lambda agent=agent: agent.learn(10**9, total_updates=1))
+            first = timed(lambda agent=agent: agent.learn(total_updates=1))
             rows.append([f"{batch:,}", name, *time_update(session, agent, gpt2)])
             del agent
             rows[-1].append(time_by_hand(session, gpt2, batch) if name == "eager" else "")
@@ -248,7 +248,7 @@ def time_update(session: Session, agent: REINFORCE, gpt2: GPT2) -> list[str]:
     """Seconds of an update as it is, then the shares of its parts, for which each part is waited for."""
 
     def update() -> None:
-        agent.learn(10**9, total_updates=1, reset_num_timesteps=False)
+        agent.learn(total_updates=1, reset_num_timesteps=False)
 
     seconds = interleave({"update": update}, session.rounds, warmup=3)["update"]
     whole, peak = statistics.median(seconds), session.peak()
@@ -352,7 +352,7 @@ def measure_shapes(session: Session) -> None:
             session.reset_peak()
 
             def update(agent: REINFORCE = agent) -> None:
-                agent.learn(10**9, total_updates=1, reset_num_timesteps=False)
+                agent.learn(total_updates=1, reset_num_timesteps=False)
 
             row = [name, size, f"{batch:,}", "-" if micro is None else f"{micro}"]
             try:
