@@ -88,7 +88,7 @@ class EnvironmentArgs:
 
 @dataclass
 class ModelArgs:
-    """The start model, and how it computes and is optimised."""
+    """The start model, and how it computes and is optimized."""
 
     model: str = "reviews"
     """reviews, a GPT-2 of the Hugging Face hub, a directory, or random"""
@@ -263,8 +263,10 @@ def training_command(values: Mapping[str, Any], shown: Mapping[str, str] | None 
         values: by flag.
         shown: what stands in the command for some of them.
     """
-    # Tuples become lists, as in values that were read from JSON.
-    preset = json.loads(json.dumps(PRESETS[values["preset"]].flat()))
+    # Tuples become lists, whether the values were read from JSON or not.
+    values, preset = (
+        json.loads(json.dumps(dict(flags))) for flags in (values, PRESETS[values["preset"]].flat())
+    )
     own = ("preset", "seed", "out", "resume", "quiet")
     changed = {
         name: (shown or {}).get(name, values[name])

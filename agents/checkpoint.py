@@ -306,7 +306,7 @@ def check_tensors(name: str, tensors: Mapping[str, Tensor], expected: Mapping[st
 
 
 def optimizer_class(name: Any, given: type | None) -> type[torch.optim.Optimizer]:
-    """The optimiser that a checkpoint names.
+    """The optimizer that a checkpoint names.
 
     Args:
         name: of its class.
@@ -329,7 +329,7 @@ def optimizer_class(name: Any, given: type | None) -> type[torch.optim.Optimizer
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[list[Any], dict[str, Tensor]]:
-    """An optimiser's parameter groups, JSON-able, and its tensors by `index.name`."""
+    """An optimizer's parameter groups, JSON-able, and its tensors by `index.name`."""
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": torch.as_tensor(value)
@@ -345,7 +345,7 @@ def optimizer_state_dict(
     """The inverse of `optimizer_state`, for `load_state_dict` of `optimizer`.
 
     Raises:
-        ValueError: if it is not the state of such an optimiser.
+        ValueError: if it is not the state of such an optimizer.
     """
     own = optimizer.state_dict()["param_groups"]
     fits = len(own) == len(groups) and all(map(_same_settings, own, groups))
@@ -365,7 +365,7 @@ def optimizer_state_dict(
         if index in state
     ):
         raise ValueError(
-            "the checkpoint's optimizer does not fit the model: it was saved by another optimiser, or"
+            "the checkpoint's optimizer does not fit the model: it was saved by another optimizer, or"
             " is damaged; use an earlier one"
         )
     return {"state": state, "param_groups": groups}
@@ -374,7 +374,7 @@ def optimizer_state_dict(
 def _state_shapes(
     optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: Tensor
 ) -> dict[str, torch.Size]:
-    """What such an optimiser keeps of a parameter of this group: a step on zeros tells."""
+    """What such an optimizer keeps of a parameter of this group: a step on zeros tells."""
     zeros = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     zeros.grad = torch.zeros_like(zeros)
     fresh: Any = object.__new__(type(optimizer))
@@ -503,11 +503,9 @@ def _check_random_state(state: dict[str, Any]) -> None:
             pairs.append((generator.bit_generator.state, given))
         whole = isinstance(state["generators"], list)
         whole &= gauss is None or isinstance(gauss, float)
-        whole &= 0 <= state["numpy"]["state"]["pos"] <= 624 and state["numpy"]["has_gauss"] in (
-            0,
-            1,
-        )
-        whole &= all(g["has_uint32"] in (0, 1) for g in [*state["generators"], *prompts])
+        whole &= 0 <= state["numpy"]["state"]["pos"] <= 624
+        flags = [g["has_uint32"] for g in [*state["generators"], *prompts]]
+        whole &= all(flag in (0, 1) for flag in [*flags, state["numpy"]["has_gauss"]])
         if not whole or not all(same_json(held, given) for held, given in pairs):
             raise ValueError("no generator holds it")
     except Exception as error:  # generators raise errors of any kind about states of any kind

@@ -90,19 +90,25 @@ def _parse(
 
 
 def _program() -> str:
-    """How this program was called: `frontier.py`, or `python -m agents`."""
+    """How this program was called: `frontier.py`, `python -m agents` or `python -m agents train`."""
     path = Path(sys.argv[0])
-    return f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+    name = f"python -m {path.parent.name}" if path.name == "__main__.py" else path.name
+    # The one command that has a parser of its own.
+    return f"{name} train" if sys.argv[1:2] == ["train"] else name
 
 
 def _unboxed(box: str) -> str:
-    """The first section of an error that tyro has drawn as a box, in one line."""
+    """The first section of an error that tyro has drawn as a box, in one line, and what it proposes."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)  # colours
     _title, *rows = (row.strip("│ ") for row in plain.splitlines() if row.strip())
     is_rule = [set(row) <= set("─-╰╯") for row in rows]
     first = is_rule.index(False)
     last = is_rule.index(True, first) if True in is_rule[first:] else len(rows)
-    return " ".join(rows[first:last]).removesuffix(".") + "; see --help"
+    error = " ".join(rows[first:last]).removesuffix(".")
+    if "Perhaps you meant:" in rows:
+        proposed = [row.split()[0] for row in rows if row.startswith("--")]
+        error += f"; perhaps you meant {' or '.join(dict.fromkeys(proposed))}"
+    return f"{error}; see --help"
 
 
 def from_values(arguments: type[T], values: Mapping[str, Any]) -> T:
@@ -213,6 +219,9 @@ def errors_in_one_line(main: Callable[P, T]) -> Callable[P, T]:
         except (*BAD_INPUT, FloatingPointError, KeyboardInterrupt) as error:
             if sys.flags.dev_mode:
                 raise
+            if isinstance(error, BrokenPipeError):  # the output's reader, such as `head`, has ended
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise SystemExit(141) from None
             if isinstance(error, KeyboardInterrupt):
                 print("interrupted", file=sys.stderr)
                 raise SystemExit(130) from None

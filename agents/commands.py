@@ -38,8 +38,9 @@ from agents.reinforce import REINFORCE
 from agents.runs import ARGUMENTS, RunFolder
 from agents.sb3_vec_env import SB3VecEnv
 from text_sentiment_env import load_sentiment_model
+from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE
 
-Run = tyro.conf.Positional[str]
+Run = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[RUN]")]
 
 
 class Loaded(NamedTuple):
@@ -111,6 +112,8 @@ def load_models(run: str, trust: bool = False) -> Loaded:
         raise FileNotFoundError(
             f"there is no run or checkpoint {run!r}. As a model: {error}"
         ) from None
+    if gpt2.token_ids is None and gpt2.config.vocab_size > GPT2_VOCABULARY_SIZE:
+        gpt2 = gpt2.restrict(range(GPT2_VOCABULARY_SIZE))  # without a fine-tune's token for padding
     return Loaded(gpt2, gpt2, EnvironmentArgs())
 
 
@@ -212,7 +215,7 @@ class Generate:
 
     run: Run = "reviews"
     """a run's folder, a checkpoint, a directory in Hugging Face's format, reviews, or SB3's zip"""
-    prompt: tyro.conf.Positional[str] = ""
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PROMPT]")] = ""
     """beginning of every text"""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 5
     """texts to write"""
@@ -279,7 +282,7 @@ class Evaluate:
         result = self.measure(loaded)
         samples = sorted(result["samples"], key=lambda sample: -sample["reward"])
         console = Console()
-        console.print(self._table(result))
+        console.print(self._table(loaded, result))
         line = loaded.task()
         if loaded.reference is loaded.gpt2:
             line += "; no start model is known: KL and perplexity are to the model itself"
@@ -305,7 +308,7 @@ class Evaluate:
         # The start model's texts were judged by the recorded task.
         return loaded._replace(environment=replace(loaded.environment, **given), frontier=None)
 
-    def _table(self, result: Mapping[str, Any]) -> Table:
+    def _table(self, loaded: Loaded, result: Mapping[str, Any]) -> Table:
         table = Table(title=Text(f"{self.episodes} texts of {self.run}", "table.title"))
         table.add_column("measure")
         for heading in ("mean", "95 % interval"):
@@ -313,15 +316,20 @@ class Evaluate:
         table.add_column("unit")
         measures = report.measures_of(result)
         if self.judge:
-            measures[self.judge] = (f"{self.judge}, a further judge", "−1 to 1", "+.3f")
-        for name, (title, unit, form) in measures.items():
+            measures[self.judge] = report.Measure(
+                f"{self.judge}, a further judge", "−1 to 1", "+.3f"
+            )
+        if not loaded.environment.repetition_penalty:
+            measures.pop("repetition_penalty", None)
+        for name, measure in measures.items():
             if name in result:
                 # Nothing for what is no mean over texts.
                 values = [sample[name] for sample in result["samples"] if name in sample]
-                interval = report.interval(values, form)
+                interval = report.interval(values, measure.format)
                 if name == "gap":
-                    interval = f"± {1.96 * result['gap_standard_error']:{form}}"
-                table.add_row(Text(title), f"{result[name]:{form}}", interval, unit)
+                    interval = f"± {1.96 * result['gap_standard_error']:{measure.format}}"
+                mean = f"{result[name]:{measure.format}}"
+                table.add_row(Text(measure.title), mean, interval, measure.unit)
         return table
 
     def measure(self, loaded: Loaded) -> dict[str, Any]:
@@ -469,10 +477,11 @@ class Watch:
         updates = rows[-1][UPDATES] if rows else "0"
         heading = Text(f"{self.run.resolve().name}\nupdate {updates}", "table.title")
         table = Table("", "now", "course", title=heading)
-        for title, column, _ in report.PANELS:
-            values = [float(row[column]) for row in rows if row.get(column)]
+        for measure in map(report.MEASURES.__getitem__, report.CURVES):
+            values = [float(row[measure.column]) for row in rows if row.get(measure.column)]
             if values:
-                table.add_row(title, f"{values[-1]:.3f}", sparkline(values))
+                now = f"{values[-1]:{measure.format}}"
+                table.add_row(measure.label, now, sparkline(values))
         return table
 
 

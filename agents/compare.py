@@ -21,10 +21,7 @@ from agents.atomic import atomic_write
 from agents.metrics import standard_error
 
 # The measures of the table, under headings with which they fit into 80 columns.
-COMPARED = {
-    **{"reward": "reward", "sentiment": "sentim.", "vader": "vader", "kl": "KL", "gap": "gap"},
-    **{"length": "length", "perplexity": "perpl.", "distinct_texts": "distinct"},
-}
+COMPARED = ("reward", "sentiment", "vader", "kl", "gap", "length", "perplexity", "distinct_texts")
 # Arguments in which the runs of a mean may differ: they change no result, or only by chance. A preset
 # is nothing but the other arguments.
 SAME_RESULT = RESUMABLE - {"updates"} | {"preset", "seed", "cuda_graphs", "compile"}
@@ -143,8 +140,8 @@ def _table(
         title="After training, fresh texts", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
     table.add_column("run", overflow="fold")  # a name that is cut could be any run's
-    for heading in COMPARED.values():
-        table.add_column(heading, justify="right", no_wrap=True)
+    for name in COMPARED:
+        table.add_column(report.MEASURES[name].short, justify="right", no_wrap=True)
 
     def add_row(name: str, values: dict[str, float]) -> None:
         # Text, because a string's [brackets] and :colons: would be markup.
@@ -162,7 +159,7 @@ def _table(
 
 
 def _number(measure: str, value: float | None) -> str:
-    form = report.MEASURES[measure][-1].lstrip("+")
+    form = report.MEASURES[measure].format.lstrip("+")
     return "" if value is None else f"{value:{form}}"
 
 

@@ -22,24 +22,19 @@ from stable_baselines3.common.logger import KVWriter
 
 from agents.callbacks import UPDATES
 from agents.logs import PROJECT
-from agents.report import measure_rows
+from agents.report import MEASURES, Measure, measure_rows
 from agents.runs import RunFolder
 from text_sentiment_env import SentimentModel
 
 BARS = "▁▂▃▄▅▆▇█"
 # Title, column of the log, format.
+SHOWN = (
+    *("reward", "sentiment", "length_penalty", "repetition_penalty", "vader"),
+    *("kl", "perplexity", "entropy", "length", "distinct_texts"),
+)
 ROWS = (
-    ("reward", "rollout/ep_rew_mean", "+.3f"),
-    ("  sentiment", "rollout/sentiment", "+.3f"),
-    ("  length penalty", "rollout/length_penalty", ".3f"),
-    ("  repetition penalty", "rollout/repetition_penalty", ".3f"),
-    ("second judge (VADER)", "rollout/vader", "+.3f"),
-    ("KL to the start model, nats a text", "train/kl", ".2f"),
-    ("perplexity under the start model", "train/perplexity", ".1f"),
-    ("entropy, nats a token", "train/entropy", ".2f"),
-    ("length, tokens", "rollout/length", ".1f"),
-    ("distinct texts", "rollout/distinct_texts", ".1%"),
-    ("tokens a second", "time/fps", ",.0f"),
+    *(MEASURES[name] for name in SHOWN),
+    Measure("speed", "tokens per second", ",.0f", column="time/fps"),
 )
 # What a run leaves in its folder.
 FILES = (
@@ -118,7 +113,7 @@ class RunDisplay(KVWriter):
     ) -> None:
         """Shows one update's log."""
         self._done = int(key_values[UPDATES])
-        for _, column, _ in ROWS:
+        for column in (measure.column for measure in ROWS):
             if column in key_values:
                 self._series[column].append(float(key_values[column]))
         if self._live is not None:
@@ -149,9 +144,10 @@ class RunDisplay(KVWriter):
 
     def _view(self) -> RenderableType:
         table = Table.grid(padding=(0, 2))
-        for title, column, form in ROWS:
-            if values := self._series[column]:
-                table.add_row(title, f"{values[-1]:{form}}", sparkline(values))
+        for measure in ROWS:
+            if values := self._series[measure.column]:
+                now = f"{values[-1]:{measure.format}}"
+                table.add_row(measure.title, now, Text(measure.unit, "dim"), sparkline(values))
         return Group(self._progress, table, *self.samples)
 
 

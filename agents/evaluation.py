@@ -20,7 +20,7 @@ from agents.frontier import Frontier
 from agents.gpt2 import GPT2
 from agents.metrics import standard_error
 from agents.policy import GPT2Policy
-from agents.rollout import collect_episodes, numbers, seeded
+from agents.rollout import collect_episodes, numbers, scores_of, seeded
 from agents.sb3_vec_env import wrap_token_env
 from text_sentiment_env import SentimentModel, Vocabulary
 
@@ -58,12 +58,12 @@ def evaluate(
     Returns:
         Means over the texts: `reward`, with `reward_standard_error`; every number of the last step's
         info (`sentiment`, `length`, `length_penalty`…); `end_rate`, the share of texts ended by
-        `<|endoftext|>`; `entropy` of the policy (nats a token); `kl` to the reference (nats a text), of
+        `<|endoftext|>`; `entropy` of the policy (nats per token); `kl` to the reference (nats per text), of
         whole next-token distributions, which has less noise than that of the tokens drawn;
         `perplexity` of the texts under the reference (a token); `distinct_1` and `distinct_2`, distinct
         among all uni- and bigrams (Li et al. 2016); `distinct_texts`; each of `judges`. With
         `frontier` also the `win_rate` over the start model's texts and, for a `kl_coef` above 0, the
-        `gap` to the optimum at it (nats a text), with `gap_standard_error`, unless the start model's
+        `gap` to the optimum at it (nats per text), with `gap_standard_error`, unless the start model's
         texts are too few for it (`Frontier.supports`). And `samples`, of every
         text its `prompt`, `text`, `tokens` (list of str, those written), `reward`, `kl`, the info's
         numbers and the score of each of `judges`. On the other ranks nothing.
@@ -170,7 +170,7 @@ def _numbers(
             f"judges has the names {sorted(taken)}, which numbers in the environment's info have"
             " already: choose other names"
         )
-    columns |= {name: judge(texts) for name, judge in judges.items()}
+    columns |= scores_of(judges, texts)
     return {name: np.asarray(column).tolist() for name, column in columns.items()}
 
 

@@ -25,7 +25,7 @@ from agents import cli
 from agents.atomic import atomic_write
 from agents.callbacks import read_rows
 from agents.frontier import Frontier
-from agents.report import PANELS, Record, by_update
+from agents.report import CURVES, MEASURES, Record, by_update
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,81 +85,86 @@ class Panel:
 
 def learning_curves(record: Record) -> list[Panel]:
     """Measures by update: of the training batches, and of the evaluations before and after."""
-    curves = [_curve(record, *panel) for panel in PANELS]
+    curves = [learning_curve(record, name) for name in CURVES]
     terms = Panel(
         "reward and its terms",
-        f"Terms of the reward by update, stacked: {curves[0].alt}",
+        f"Terms of the reward by update: {curves[0].alt}",
         lambda axis: _draw_terms(axis, record),
     )
     return [curves[0], terms, *curves[1:]]
 
 
-def _curve(record: Record, title: str, column: str, measure: str) -> Panel:
-    def draw(axis: Axes) -> None:
-        x, y = record.column(column)
-        axis.plot(x, y, color=COLOURS["after"], lw=1.2, label="training batch")
-        if measure == "sentiment" and record.second_judge:
-            second = record.column(f"rollout/{record.second_judge}")
-            name = record.second_judge.upper()
-            axis.plot(*second, color=COLOURS["second"], lw=1.2, label=f"{name}, a second judge")
-            _points(axis, record, record.second_judge)
-            axis.lines[0].set_label("the reward's judge")
-            _legend(axis)
-        if measure == "length" and record.summary["arguments"]["length_penalty"]:
-            low, high = record.summary["arguments"]["target_length"]
-            axis.axhspan(low, high, color=COLOURS["before"], alpha=0.15, lw=0)
-        if title.startswith("share"):
-            axis.set_ylim(0, 1.05)
-        _points(axis, record, measure)
-        _updates(axis)
+def learning_curve(record: Record, name: str) -> Panel:
+    """One measure by update."""
+    measure = MEASURES[name]
 
-    before, after = (record.summary[when][measure] for when in ("before", "after"))
+    def draw(axis: Axes) -> None:
+        x, y = record.column(measure.column)
+        axis.plot(x, y, color=COLOURS["after"], lw=1.2, label="training batch")
+        if name == "sentiment" and record.second_judge:
+            second = MEASURES[record.second_judge]
+            axis.lines[0].set_label("the reward's judge")
+            line = record.column(second.column)
+            axis.plot(*line, color=COLOURS["second"], lw=1.2, label=second.title)
+            _points(axis, record, record.second_judge)
+        if name == "length" and record.summary["arguments"]["length_penalty"]:
+            low, high = record.summary["arguments"]["target_length"]
+            axis.axhspan(
+                low, high, color=COLOURS["before"], alpha=0.15, lw=0, label="no length penalty"
+            )
+        if measure.unit == "share":
+            axis.set_ylim(0, 1.05)
+        _points(axis, record, name)
+        _updates(axis)
+        if name in ("sentiment", "length"):
+            _legend(axis)
+
+    before, after = (record.summary[when][name] for when in ("before", "after"))
     return Panel(
-        title, f"{title} by update: {before:.3g} before training, {after:.3g} after.", draw
+        measure.label,
+        f"{measure.label} by update: {before:.3g} before training, {after:.3g} after.",
+        draw,
     )
 
 
-def _points(axis: Axes, record: Record, measure: str) -> None:
+def _points(axis: Axes, record: Record, name: str) -> None:
     """The evaluations, hollow before and full after."""
+    labelled = {line.get_label() for line in axis.lines}
     for x, when, face in ((0, "before", "paper"), (record.summary["updates"], "after", "ink")):
-        if measure in record.summary[when]:
+        if name in record.summary[when]:
+            label = f"fresh texts {when}"
             axis.plot(
                 [x],
-                [record.summary[when][measure]],
+                [record.summary[when][name]],
                 "o",
                 ms=5,
                 mec=COLOURS["ink"],
                 mfc=COLOURS[face],
                 clip_on=False,
                 zorder=3,
+                label="_" if label in labelled else label,  # matplotlib shows no label "_"
             )
 
 
 def _draw_terms(axis: Axes, record: Record) -> None:
-    """Sentiment above, what is subtracted below, terms of the user's own as lines, and their sum."""
+    """The sentiment, what is subtracted from it, terms of the user's own, and their sum."""
     x, reward = record.column("rollout/ep_rew_mean")
     penalties = {
-        title: record.column(column)[1]
-        for title, column in (
-            ("length penalty", "rollout/length_penalty"),
-            ("repetition penalty", "rollout/repetition_penalty"),
-        )
+        MEASURES[name].title: record.column(MEASURES[name].column)[1]
+        for name in ("length_penalty", "repetition_penalty")
     }
     penalties = {k: v for k, v in penalties.items() if len(v) == len(x) and np.any(v)}
     own = [term.partition("=")[0] for term in record.summary["arguments"].get("extra_terms", ())]
     terms = {name: record.column(f"rollout/{name}")[1] for name in own}
     # The judge's score after --target and --reward-type.
     sentiment = reward + sum(penalties.values()) - sum(terms.values())
-    axis.fill_between(x, 0, sentiment, color=COLOURS["after"], alpha=0.35, lw=0, label="sentiment")
-    bottom = np.minimum(sentiment, 0)
+    axis.axhline(0, color=COLOURS["rule"], lw=1)
+    axis.plot(x, sentiment, color=COLOURS["after"], lw=1.2, label="sentiment")
     for (name, values), colour in zip(penalties.items(), ("second", "third"), strict=False):
-        axis.fill_between(
-            x, bottom, bottom - values, color=COLOURS[colour], alpha=0.5, lw=0, label=f"− {name}"
-        )
-        bottom = bottom - values
+        axis.plot(x, -values, color=COLOURS[colour], lw=1.2, label=f"− {name}")
     for (name, values), dashes in zip(terms.items(), itertools.cycle(DASHES[1:]), strict=False):
         axis.plot(x, values, color=COLOURS["ink"], ls=dashes, lw=1, label=name)
-    axis.plot(x, reward, color=COLOURS["ink"], lw=1.2, label="reward, their sum")
+    axis.plot(x, reward, color=COLOURS["ink"], lw=1.5, label="reward, their sum")
     _updates(axis)
     _legend(axis)
 
@@ -207,7 +212,7 @@ def _frontier(record: Record, frontier: Frontier) -> Panel:
             measures = record.summary[when]
             axis.plot(measures["kl"], measures["reward"], marker, color=COLOURS[when], label=when)
         axis.set_xlim(0, max(4.0, 1.2 * record.summary["after"]["kl"]))
-        axis.set_xlabel("KL to the start model (nats a text)")
+        axis.set_xlabel(MEASURES["kl"].label)
         _legend(axis)
 
     after, optimum = record.summary["after"], record.summary["optimum"]
@@ -270,7 +275,7 @@ def _scatter(record: Record, judge: str) -> Panel:
         for when, (x, y) in pairs.items()
     )
     title = f"{judge.upper()}, a second judge, by reward"
-    return Panel(title, f"A point a text, {title}: {', '.join(means)}.", draw)
+    return Panel(title, f"A point per text, {title}: {', '.join(means)}.", draw)
 
 
 # ---------------------------------------------------------------------------------------- compared
@@ -296,7 +301,7 @@ def compare_runs(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Panel]:
                 _draw_group(axis, [curve for curve in curves if len(curve[0])], look)
             _updates(axis)
 
-        return Panel(title, f"{title} by update, a colour a group of runs.", draw)
+        return Panel(title, f"{title} by update, a colour per group of runs.", draw)
 
     def legend(axis: Axes) -> None:
         from matplotlib.lines import Line2D
@@ -320,7 +325,7 @@ def compare_runs(groups: Sequence[tuple[str, Sequence[Path]]]) -> list[Panel]:
             title_fontsize=8,
         ).set_in_layout(False)
 
-    panels = [panel(title, column) for title, column, _ in PANELS]
+    panels = [panel(MEASURES[name].label, MEASURES[name].column) for name in CURVES]
     return [*panels, Panel("", "The names of the lines.", legend)]
 
 

@@ -5,7 +5,7 @@ REINFORCE with a KL penalty maximises J(π) = E_π[r] - β·KL(π, π₀). Its o
 
     π*(x) = π₀(x) exp(r(x)/β) / Z,    Z = E₀[exp(r/β)],    J* = J(π*) = β log Z,
 
-and for every policy (J* - J(π))/β = KL(π, π*): the gap to the optimum, in nats a text. All of it is an
+and for every policy (J* - J(π))/β = KL(π, π*): the gap to the optimum, in nats per text. All of it is an
 average over π₀, so a few thousand of the start model's texts and their rewards are enough. Best-of-n
 sampling, which takes the best of n such texts, is measured from the same texts.
 """
@@ -30,12 +30,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.atomic import atomic_write
 from agents.metrics import standard_error
 from agents.policy import GPT2Policy
-from agents.rollout import Episodes, collect_episodes, numbers, prompts_of, seeded
+from agents.rollout import Episodes, collect_episodes, numbers, prompts_of, scores_of, seeded
 from text_sentiment_env import SentimentModel
 
 Floats = npt.NDArray[np.float64]
 START_TEXTS = "start_texts.npz"  # the cache of a training run, in its folder
-KL_COEFS = tuple(np.geomspace(30.0, 0.01, 50).tolist())  # of a curve
+KL_COEFS = tuple(np.geomspace(30.0, 0.01, 50).tolist())  # at which a curve of optima is drawn
 FEWEST_SAMPLES = 50  # effective samples of a point that is drawn, or that a gap is measured to
 
 
@@ -51,7 +51,7 @@ class Point:
     """A policy made from the start model's texts without training.
 
     Attributes:
-        kl: KL to the start model, in nats a text; for best-of-n its upper bound.
+        kl: KL to the start model, in nats per text; for best-of-n its upper bound.
         effective_samples: the number of unweighted texts with as much information, (Σw)²/Σw² for
             weights w (Kish 1965). The other numbers are rough below a hundred, and not drawn below
             FEWEST_SAMPLES.
@@ -174,7 +174,7 @@ class Frontier:
         return Estimate(float(value), kl_coef * standard_error(weights / mean))
 
     def gap(self, rewards: npt.ArrayLike, kls: npt.ArrayLike, kl_coef: float) -> Estimate:
-        """KL(π, π*) = (J* - J(π))/β of a policy π, in nats a text.
+        """KL(π, π*) = (J* - J(π))/β of a policy π, in nats per text.
 
         The standard error is that of both samples, the policy's and the start model's.
 
@@ -306,10 +306,7 @@ def _measure(
     }
     for name in numbers(infos):
         columns[name] = np.array([info[name] for info in infos], np.float64)
-    texts = [info["text"] for info in infos]
-    for name, judge in judges.items():
-        columns[name] = np.asarray(judge(texts), np.float64)
-    return columns
+    return columns | scores_of(judges, [info["text"] for info in infos])
 
 
 def _fingerprint(policy: GPT2Policy, first: dict[str, Floats], n_episodes: int, seed: int) -> str:

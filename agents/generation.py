@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from agents.gpt2 import GPT2
-from text_sentiment_env.vocabulary import Vocabulary
+from text_sentiment_env import checks
+from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE, Vocabulary
 
 
 def vocabulary_of(gpt2: GPT2) -> Vocabulary:
@@ -18,6 +19,11 @@ def vocabulary_of(gpt2: GPT2) -> Vocabulary:
         ValueError: if its rows are not GPT-2's tokens, `<|endoftext|>` last.
     """
     ids = gpt2.token_ids or list(range(gpt2.config.vocab_size))
+    if len(ids) > GPT2_VOCABULARY_SIZE:
+        raise ValueError(
+            f"the model has {len(ids):,} rows, more than GPT-2 has tokens, such as one for padding:"
+            f" leave them out by gpt2.restrict(range({GPT2_VOCABULARY_SIZE}))"
+        )
     vocabulary = Vocabulary(ids)
     if vocabulary.token_ids.tolist() != ids:
         raise ValueError(
@@ -67,6 +73,7 @@ def generate_text(
             " end-of-text: shorten it"
         )
     device = gpt2.wte.weight.device
+    seed = checks.seed("seed", seed, most=2**64 - 1)
     generator = None if seed is None else torch.Generator(device).manual_seed(seed)
     with autocast or nullcontext():
         new = gpt2.generate(

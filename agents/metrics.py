@@ -47,8 +47,8 @@ def update_metrics(
     """
     tokens, k3 = mask.sum(), torch.expm1(-log_ratio) + log_ratio
     means = {
-        "entropy": entropy.sum() / tokens,  # nats a token
-        "kl": log_ratio.sum(1).mean(),  # nats a text
+        "entropy": entropy.sum() / tokens,  # nats per token
+        "kl": log_ratio.sum(1).mean(),  # nats per text
         "kl_k3": k3.sum(1).mean(),
         "perplexity": torch.exp((log_ratio - log_prob).sum() / tokens),
         "baseline": (baseline * mask).sum() / tokens,

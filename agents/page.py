@@ -20,7 +20,7 @@ from text_sentiment_env import SentimentModel
 PAIRS, EXTREMES = 12, 10  # texts shown side by side; best and worst texts
 # Headings over the rows of three panels of `figures.learning_curves`.
 HEADINGS = (
-    ("Reward", "What is optimised, and what it is made of."),
+    ("Reward", "What is optimized, and what it is made of."),
     ("Texts", "What a hacked reward would spoil."),
     ("Distance from the start model", "How far the policy has moved, and what it has given up."),
 )
@@ -89,7 +89,7 @@ def _rows(record: Record) -> list[dict[str, str]]:
         row, name = measure._asdict(), measure.name
         for when, samples in record.samples.items():
             values = record.values(when, name).tolist() if samples and name in samples[0] else []
-            row[f"{when}_interval"] = interval(values, kinds[name][2])
+            row[f"{when}_interval"] = interval(values, kinds[name].format)
         rows.append(row)
     return rows
 

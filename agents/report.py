@@ -26,34 +26,52 @@ from agents.metrics import standard_error
 Sample = Mapping[str, Any]  # a text and its measures, of `agents.evaluation.evaluate`
 SAMPLES = "samples.jsonl"
 
-# Measures of an evaluation, in the order of tables: what it is, its unit, its format.
+
+class Measure(NamedTuple):
+    """How tables and figures show a measure of an evaluation."""
+
+    title: str
+    unit: str
+    format: str
+    short: str = ""  # the heading of a narrow column
+    column: str = ""  # of progress.csv, if training logs it
+
+    @property
+    def label(self) -> str:
+        """Title and unit, for an axis."""
+        return f"{self.title} ({self.unit})"
+
+
+# In the order of tables.
 MEASURES = {
-    "reward": ("reward", "a text", "+.3f"),
-    "sentiment": ("sentiment, the judge's score", "−1 to 1", "+.3f"),
-    "vader": ("VADER, a second judge", "−1 to 1", "+.3f"),
-    "length_penalty": ("length penalty", "a text", ".3f"),
-    "repetition_penalty": ("repetition penalty", "a text", ".3f"),
-    "length": ("length", "tokens", ".1f"),
-    "end_rate": ("texts that end by themselves", "share", ".1%"),
-    "kl": ("KL to the start model", "nats a text", ".2f"),
-    "gap": ("gap to the optimum: KL(π, π*)", "nats a text", ".2f"),
-    "win_rate": ("wins over the start model's texts", "share", ".1%"),
-    "entropy": ("entropy of the policy", "nats a token", ".2f"),
-    "perplexity": ("perplexity under the start model", "a token", ".1f"),
-    "distinct_texts": ("distinct texts", "share", ".1%"),
-    "distinct_1": ("distinct unigrams", "share", ".1%"),
-    "distinct_2": ("distinct bigrams", "share", ".1%"),
+    "reward": Measure("reward", "per text", "+.3f", "reward", "rollout/ep_rew_mean"),
+    "sentiment": Measure(
+        "sentiment, the judge's score", "−1 to 1", "+.3f", "sentim.", "rollout/sentiment"
+    ),
+    "vader": Measure("VADER, a second judge", "−1 to 1", "+.3f", "vader", "rollout/vader"),
+    "length_penalty": Measure("length penalty", "per text", ".3f", column="rollout/length_penalty"),
+    "repetition_penalty": Measure(
+        "repetition penalty", "per text", ".3f", column="rollout/repetition_penalty"
+    ),
+    "length": Measure("length", "tokens", ".1f", "length", "rollout/length"),
+    "end_rate": Measure("texts that end by themselves", "share", ".1%", column="rollout/end_rate"),
+    "kl": Measure("KL to the start model", "nats per text", ".2f", "KL", "train/kl"),
+    "gap": Measure("gap to the optimum: KL(π, π*)", "nats per text", ".2f", "gap"),
+    "win_rate": Measure("wins over the start model's texts", "share", ".1%"),
+    "entropy": Measure("entropy of the policy", "nats per token", ".2f", column="train/entropy"),
+    "perplexity": Measure(
+        "perplexity under the start model", "per token", ".1f", "perpl.", "train/perplexity"
+    ),
+    "distinct_texts": Measure(
+        "distinct texts", "share", ".1%", "distinct", "rollout/distinct_texts"
+    ),
+    "distinct_1": Measure("distinct unigrams", "share", ".1%"),
+    "distinct_2": Measure("distinct bigrams", "share", ".1%"),
 }
-# Title, column of progress.csv, measure of an evaluation.
-PANELS = (
-    ("reward", "rollout/ep_rew_mean", "reward"),
-    ("sentiment (−1 to 1)", "rollout/sentiment", "sentiment"),
-    ("length (tokens)", "rollout/length", "length"),
-    ("share of texts that end by themselves", "rollout/end_rate", "end_rate"),
-    ("share of distinct texts", "rollout/distinct_texts", "distinct_texts"),
-    ("KL to the start model (nats a text)", "train/kl", "kl"),
-    ("entropy (nats a token)", "train/entropy", "entropy"),
-    ("perplexity under the start model", "train/perplexity", "perplexity"),
+# The learning curves of a run.
+CURVES = (
+    *("reward", "sentiment", "length", "end_rate"),
+    *("distinct_texts", "kl", "entropy", "perplexity"),
 )
 
 
@@ -205,10 +223,10 @@ class MeasureRow(NamedTuple):
     unit: str
 
 
-def measures_of(result: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
+def measures_of(result: Mapping[str, Any]) -> dict[str, Measure]:
     """The `MEASURES` of an evaluation, and what its task adds to them, such as a term of the reward."""
     own = {
-        name: (name, "a text", "+.3f")
+        name: Measure(name, "per text", "+.3f")
         for name, value in result.items()
         if isinstance(value, float)
         and name not in MEASURES
@@ -225,9 +243,11 @@ def measure_rows(summary: Mapping[str, Any]) -> list[MeasureRow]:
         return "" if found is None else f"{found:{form}}"
 
     rows = []
-    for name, (title, unit, form) in measures_of(summary["before"]).items():
+    for name, measure in measures_of(summary["before"]).items():
         weight = summary["arguments"].get(name)  # of a penalty; nothing to say at 0
         if weight != 0:
-            before, after, best = (value(x, name, form) for x in ("before", "after", "optimum"))
-            rows.append(MeasureRow(name, title, before, after, best, unit))
+            before, after, best = (
+                value(when, name, measure.format) for when in ("before", "after", "optimum")
+            )
+            rows.append(MeasureRow(name, measure.title, before, after, best, measure.unit))
     return rows

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
@@ -15,6 +16,21 @@ from torch import Tensor
 from agents import distributed
 from agents.checkpoint import set_row_states
 from agents.policy import GPT2Policy
+from text_sentiment_env import SentimentModel, checks
+
+
+def scores_of(
+    judges: Mapping[str, SentimentModel], texts: list[str]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The scores (k,) of judges that pay nothing, of any size.
+
+    Raises:
+        ValueError: for a judge that returns no proper scores.
+    """
+    return {
+        name: checks.scores(f"judges[{name!r}]", judge(list(texts)), len(texts))
+        for name, judge in judges.items()
+    }
 
 
 def numbers(infos: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -40,6 +40,7 @@ class RunFolder:
         Raises:
             ValueError: if another process holds the lock; it is named.
         """
+        made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -67,6 +68,11 @@ class RunFolder:
                 with suppress(OSError):  # Windows keeps a file that is open
                     file.unlink()
             lock.release()
+            if (
+                made
+            ):  # bad input may have ended the run before it wrote anything: its name stays free
+                with suppress(OSError):
+                    self.path.rmdir()
 
     # --------------------------------------------------------------------------------- checkpoints
 

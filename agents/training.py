@@ -1,6 +1,7 @@
 """The main program: evaluate, train, evaluate again, and write what came out.
 
-`examples/train_reinforce.py` and `python -m agents train` run it. Read `run` first.
+`examples/train_reinforce.py` and `python -m agents train` run it. `--out` is the run's folder, in which its page
+`report.html`, its figures, texts and checkpoints appear.
 """
 
 from __future__ import annotations
@@ -47,6 +48,205 @@ from agents.logs import TensorBoard, TextLog, Tracker
 from agents.rollout import prompts_of
 from agents.runs import RunFolder, StopSignals
 from text_sentiment_env import SentimentModel, load_sentiment_model
+
+# -------------------------------------------------------------------------------------------- main
+
+
+@cli.errors_in_one_line
+def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Runs the command line and returns its exit status; `description` stands above `--help`'s flags."""
+    args = parse_arguments(argv, description)
+    with StopSignals() as stop:
+        try:
+            status = run(args, stop)
+        except KeyboardInterrupt:
+            saved = bool(RunFolder(str(args.run.out)).checkpoints())
+            with suppress(OSError):  # the terminal may be gone
+                print("stopped;", "--resume goes on" if saved else "nothing was saved yet")
+            return stop.status or 130
+    distributed.leave()
+    return status
+
+
+def run(args: Args, stop: StopSignals) -> int:
+    """Evaluates, trains, evaluates again, and returns the exit status."""
+    began = time.perf_counter()
+    keep_freed_memory()
+    device = distributed.join(args.run.device)
+    first = distributed.rank() == 0  # which alone prints and writes
+    folder = RunFolder(distributed.gather_objects(args.run.out)[0])  # the first rank's choice
+    console = Console(quiet=args.run.quiet or not first)
+    display = RunDisplay(console)
+    with folder.locked() if first else nullcontext():
+        distributed.wait()
+        if folder.checkpoints() and not args.run.resume:
+            raise ValueError(f"--out {folder.path} holds a run: add --resume, or choose another")
+        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
+        if args.run.resume:
+            args.environment.prompts = folder.prompts(args.environment.prompts)
+        elif first:  # another run may have been killed here before its first checkpoint
+            (folder.path / START_TEXTS).unlink(missing_ok=True)
+        with display.status("loading judge and model"):
+            judge = make_judge(args.environment.sentiment_model, device, args.run.quiet)
+            rows = args.environment.num_envs
+            env = make_env(args.environment, judge, rows // distributed.world_size())
+            eval_env = make_env(args.environment, judge, rows) if first else env
+            evaluator = Evaluator(args, eval_env, display)
+            model, origin = load_model(args, env, device, folder)
+        resumed_at = model._n_updates if args.run.resume else None
+        changes = folder.record(settings, resumed_at)
+        if first and not args.run.resume:
+            folder.keep_prompts(args.environment.prompts)
+        about = Text(
+            introduction(model, args, origin, folder)
+        )  # no markup: names may hold brackets
+        console.print(about, soft_wrap=True)
+        tracker = None
+        if first and args.run.track:
+            begun = model._n_updates
+            tracker = Tracker(args.run.track, folder.path, settings, begun, console.quiet)
+        evaluator.measure_start(model, folder)
+        before = evaluator.measure(model, model.reference)
+        trained = train(model, args, folder, display, judge, stop, tracker)
+        if trained.error:  # its weights are not to be trusted
+            model, after = measure_last_good(args, env, device, folder, evaluator)
+        else:
+            after = evaluator.measure(model, model.policy.gpt2, folder.exported)
+        status = 1 if trained.error else max(distributed.gather_objects(stop.status))
+        if not first:
+            return status
+        folder.remove_old(args.run.keep)  # a run that was killed may have left more
+        summary = {
+            "arguments": settings | {"out": str(folder.path)},
+            "changes": changes,
+            "resumed_at": resumed_at,
+            **run_facts(model, trained, began),
+            **(earlier_times(folder) if resumed_at and not trained.tokens else {}),
+            **evaluator.optimum(),
+        }
+        write_results(folder, summary, before, after, judge, console)
+        if tracker is not None:
+            tracker.finish(before, after)
+        return status
+
+
+class Trained(NamedTuple):
+    """What `train` did."""
+
+    tokens: int
+    seconds: float
+    error: str | None  # if a number was not finite
+
+
+def train(
+    model: REINFORCE,
+    args: Args,
+    folder: RunFolder,
+    display: RunDisplay,
+    judge: SentimentModel,
+    stop: StopSignals,
+    tracker: Tracker | None,
+) -> Trained:
+    """Trains to --updates, to a signal, or until a number is not finite."""
+    tokens, began, error = model.num_timesteps, time.perf_counter(), None
+    done, updates, console = model._n_updates, args.run.updates, display.console
+    outputs: list[KVWriter] = []
+    first_rank: list[BaseCallback] = []
+    if distributed.rank() == 0:
+        first_rank.append(MonitorCSV(folder.path / "monitor.csv", done))
+        outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
+        if args.run.tensorboard:
+            outputs.append(TensorBoard(folder.path / "tensorboard", model.num_timesteps))
+        if tracker is not None:
+            outputs.append(tracker)
+        if tracker is not None or args.run.tensorboard:
+            first_rank.append(TextLog(args.flat()))
+    model.set_logger(Logger(str(folder.path), outputs))
+
+    def request_stop() -> None:
+        model.request_stop()
+        console.quiet |= stop.status == 129  # the terminal is gone
+        console.print("stopping after this update; Ctrl-C again to stop at once")
+
+    try:
+        if done == updates:
+            console.print(f"already at update {done}: nothing to train, the results are made again")
+        else:
+            save = CheckpointCallback(
+                lambda model: folder.save(model, args.run.keep), args.run.save_every
+            )
+            probe = ProbeCallback(display, judge, second_judges(args).get("vader"))
+            with stop.deferred(request_stop), display.training(done, updates):
+                model.learn(
+                    callback=CallbackList([save, probe, *first_rank]),
+                    reset_num_timesteps=not args.run.resume,
+                    total_updates=updates - done,
+                )
+            if model._n_updates < updates:
+                console.print(
+                    f"stopped after {model._n_updates} updates; --resume goes on from there"
+                )
+    except FloatingPointError as raised:
+        # This batch's random numbers are spent: the last checkpoint stays as it is.
+        error = str(raised)
+        if distributed.rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+    finally:
+        model.logger.close()
+    return Trained(model.num_timesteps - tokens, time.perf_counter() - began, error)
+
+
+def run_facts(model: REINFORCE, trained: Trained, began: float) -> dict[str, Any]:
+    """Where, with what and how long the run ran, for the summary."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": report.versions(),
+        "hardware": report.hardware(model.device),
+        "computes_in": model.policy.computes_in,
+        "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
+        "updates": model._n_updates,
+        "episodes": model._episode_num,
+        "tokens": model.num_timesteps,
+        "seconds": round(trained.seconds, 2),  # of this call's training alone
+        "total_seconds": round(time.perf_counter() - began, 2),
+        "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
+        "error": trained.error,
+    }
+
+
+def earlier_times(folder: RunFolder) -> dict[str, Any]:
+    """What the last summary says of the training's time: a call that trains nothing keeps it."""
+    try:
+        earlier = json.loads((folder.path / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = ("resumed_at", "seconds", "tokens_per_second")
+    return {name: earlier[name] for name in names if name in earlier}
+
+
+def write_results(
+    folder: RunFolder,
+    summary: Mapping[str, Any],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    judge: SentimentModel,
+    console: Console,
+) -> None:
+    """Writes summary, samples, model card and, last of all, the pictures; prints the outcome."""
+    figures = [{k: v for k, v in m.items() if k != "samples"} for m in (before, after)]
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    summary = {**summary, "date": date, "before": figures[0], "after": figures[1]}
+    folder.write_json("summary.json", summary)
+    title = (
+        f"{summary['updates']} updates, {summary['episodes']} episodes; same seeds before and"
+        " after."
+    )
+    samples = before["samples"], after["samples"]
+    report.write_samples(folder.path, title, *samples)
+    model_card.write(folder.exported, summary)
+    page.write(folder.path, judge)
+    show_outcome(console, summary, *samples)
+
 
 # ------------------------------------------------------------------------------------------- parts
 
@@ -165,7 +365,8 @@ class Evaluator:
             return
         if (prompts := len(prompts_of(self.env))) > 1:
             self.display.console.print(
-                f"no gap to the optimum: it is known for one prompt, and this run has {prompts}"
+                f"no gap to the optimum: it is known for one prompt, and this run has {prompts}",
+                soft_wrap=True,
             )
             return
         policy = self._whole_policy(model, model.reference)
@@ -177,7 +378,8 @@ class Evaluator:
             if not self.frontier.supports(self.args.reinforce.kl_coef):
                 self.display.console.print(
                     f"no gap to the optimum: {n} texts of the start model are too few for it at this"
-                    " KL weight; add --start-episodes"
+                    " KL weight; raise --start-episodes",
+                    soft_wrap=True,
                 )
         distributed.wait()
 
@@ -246,7 +448,7 @@ def measure_last_good(
         distributed.wait()
 
 
-def description(model: REINFORCE, args: Args, origin: str, folder: RunFolder) -> str:
+def introduction(model: REINFORCE, args: Args, origin: str, folder: RunFolder) -> str:
     """What is about to be trained, in a line."""
     parameters = sum(p.numel() for p in model.policy.gpt2.parameters())
     return (
@@ -260,201 +462,3 @@ def second_judges(args: Args) -> dict[str, SentimentModel]:
     """The judges that training does not use."""
     seen = args.environment.sentiment_model == "vader"
     return {} if seen else {"vader": load_sentiment_model("vader")}
-
-
-# -------------------------------------------------------------------------------------------- main
-
-
-@cli.errors_in_one_line
-def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
-    """Runs the command line and returns its exit status; `description` stands above `--help`'s flags."""
-    args = parse_arguments(argv, description)
-    with StopSignals() as stop:
-        try:
-            status = run(args, stop)
-        except KeyboardInterrupt:
-            saved = bool(RunFolder(str(args.run.out)).checkpoints())
-            with suppress(OSError):  # the terminal may be gone
-                print("stopped;", "--resume goes on" if saved else "nothing was saved yet")
-            return stop.status or 130
-    distributed.leave()
-    return status
-
-
-def run(args: Args, stop: StopSignals) -> int:
-    """Evaluates, trains, evaluates again, and returns the exit status."""
-    began = time.perf_counter()
-    keep_freed_memory()
-    device = distributed.join(args.run.device)
-    first = distributed.rank() == 0  # which alone prints and writes
-    folder = RunFolder(distributed.gather_objects(args.run.out)[0])  # the first rank's choice
-    console = Console(quiet=args.run.quiet or not first)
-    display = RunDisplay(console)
-    with folder.locked() if first else nullcontext():
-        distributed.wait()
-        if folder.checkpoints() and not args.run.resume:
-            raise ValueError(f"--out {folder.path} holds a run: add --resume, or choose another")
-        settings = {k: v for k, v in args.flat().items() if k not in ("resume", "out", "quiet")}
-        if args.run.resume:
-            args.environment.prompts = folder.prompts(args.environment.prompts)
-        elif first:  # another run may have been killed here before its first checkpoint
-            (folder.path / START_TEXTS).unlink(missing_ok=True)
-        with display.status("loading judge and model"):
-            judge = make_judge(args.environment.sentiment_model, device, args.run.quiet)
-            rows = args.environment.num_envs
-            env = make_env(args.environment, judge, rows // distributed.world_size())
-            eval_env = make_env(args.environment, judge, rows) if first else env
-            evaluator = Evaluator(args, eval_env, display)
-            model, origin = load_model(args, env, device, folder)
-        resumed_at = model._n_updates if args.run.resume else None
-        changes = folder.record(settings, resumed_at)
-        if first and not args.run.resume:
-            folder.keep_prompts(args.environment.prompts)
-        about = Text(description(model, args, origin, folder))  # no markup: names may hold brackets
-        console.print(about, soft_wrap=True)
-        tracker = None
-        if first and args.run.track:
-            begun = model._n_updates
-            tracker = Tracker(args.run.track, folder.path, settings, begun, console.quiet)
-        evaluator.measure_start(model, folder)
-        before = evaluator.measure(model, model.reference)
-        trained = train(model, args, folder, display, judge, stop, tracker)
-        if trained.error:  # its weights are not to be trusted
-            model, after = measure_last_good(args, env, device, folder, evaluator)
-        else:
-            after = evaluator.measure(model, model.policy.gpt2, folder.exported)
-        status = 1 if trained.error else max(distributed.gather_objects(stop.status))
-        if not first:
-            return status
-        folder.remove_old(args.run.keep)  # a run that was killed may have left more
-        summary = {
-            "arguments": settings | {"out": str(folder.path)},
-            "changes": changes,
-            "resumed_at": resumed_at,
-            **measured(model, trained, began),
-            **(earlier_times(folder) if resumed_at and not trained.tokens else {}),
-            **evaluator.optimum(),
-        }
-        write_results(folder, summary, before, after, judge, console)
-        if tracker is not None:
-            tracker.finish(before, after)
-        return status
-
-
-class Trained(NamedTuple):
-    """What `train` did."""
-
-    tokens: int
-    seconds: float
-    error: str | None  # if a number was not finite
-
-
-def train(
-    model: REINFORCE,
-    args: Args,
-    folder: RunFolder,
-    display: RunDisplay,
-    judge: SentimentModel,
-    stop: StopSignals,
-    tracker: Tracker | None,
-) -> Trained:
-    """Trains to --updates, to a signal, or until a number is not finite."""
-    tokens, began, error = model.num_timesteps, time.perf_counter(), None
-    done, updates, console = model._n_updates, args.run.updates, display.console
-    outputs: list[KVWriter] = []
-    first_rank: list[BaseCallback] = []
-    if distributed.rank() == 0:
-        first_rank.append(MonitorCSV(folder.path / "monitor.csv", done))
-        outputs += [AppendingCSV(folder.path / "progress.csv", done), display]
-        if args.run.tensorboard:
-            outputs.append(TensorBoard(folder.path / "tensorboard", model.num_timesteps))
-        if tracker is not None:
-            outputs.append(tracker)
-        if tracker is not None or args.run.tensorboard:
-            first_rank.append(TextLog(args.flat()))
-    model.set_logger(Logger(str(folder.path), outputs))
-
-    def request_stop() -> None:
-        model.request_stop()
-        console.quiet |= stop.status == 129  # the terminal is gone
-        console.print("stopping after this update; Ctrl-C again to stop at once")
-
-    try:
-        if done == updates:
-            console.print(f"already at update {done}: nothing to train, the results are made again")
-        else:
-            save = CheckpointCallback(
-                lambda model: folder.save(model, args.run.keep), args.run.save_every
-            )
-            probe = ProbeCallback(display, judge, second_judges(args).get("vader"))
-            with stop.deferred(request_stop), display.training(done, updates):
-                model.learn(
-                    updates * args.environment.num_envs * args.environment.max_tokens,
-                    CallbackList([save, probe, *first_rank]),
-                    reset_num_timesteps=not args.run.resume,
-                    total_updates=updates - done,
-                )
-            if model._n_updates < updates:
-                console.print(
-                    f"stopped after {model._n_updates} updates; --resume goes on from there"
-                )
-    except FloatingPointError as raised:
-        # This batch's random numbers are spent: the last checkpoint stays as it is.
-        error = str(raised)
-        if distributed.rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-    finally:
-        model.logger.close()
-    return Trained(model.num_timesteps - tokens, time.perf_counter() - began, error)
-
-
-def measured(model: REINFORCE, trained: Trained, began: float) -> dict[str, Any]:
-    """Where, with what and how long the run ran, for the summary."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": report.versions(),
-        "hardware": report.hardware(model.device),
-        "computes_in": model.policy.computes_in,
-        "parameters": sum(p.numel() for p in model.policy.gpt2.parameters()),
-        "updates": model._n_updates,
-        "episodes": model._episode_num,
-        "tokens": model.num_timesteps,
-        "seconds": round(trained.seconds, 2),  # of this call's training alone
-        "total_seconds": round(time.perf_counter() - began, 2),
-        "tokens_per_second": round(trained.tokens / max(trained.seconds, 1e-9), 1),
-        "error": trained.error,
-    }
-
-
-def earlier_times(folder: RunFolder) -> dict[str, Any]:
-    """What the last summary says of the training's time: a call that trains nothing keeps it."""
-    try:
-        earlier = json.loads((folder.path / "summary.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    names = ("resumed_at", "seconds", "tokens_per_second")
-    return {name: earlier[name] for name in names if name in earlier}
-
-
-def write_results(
-    folder: RunFolder,
-    summary: Mapping[str, Any],
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    judge: SentimentModel,
-    console: Console,
-) -> None:
-    """Writes summary, samples, model card and, last of all, the pictures; prints the outcome."""
-    figures = [{k: v for k, v in m.items() if k != "samples"} for m in (before, after)]
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    summary = {**summary, "date": date, "before": figures[0], "after": figures[1]}
-    folder.write_json("summary.json", summary)
-    title = (
-        f"{summary['updates']} updates, {summary['episodes']} episodes; same seeds before and"
-        " after."
-    )
-    samples = before["samples"], after["samples"]
-    report.write_samples(folder.path, title, *samples)
-    model_card.write(folder.exported, summary)
-    page.write(folder.path, judge)
-    show_outcome(console, summary, *samples)

@@ -25,19 +25,22 @@ from rich.table import Table
 from agents import REINFORCE, cli, training
 from agents.arguments import PRESETS, EnvironmentArgs
 from agents.evaluation import evaluate
+from agents.figures import COLOURS, Panel, write_sheet
 from agents.frontier import FEWEST_SAMPLES, Frontier, Point, start_frontier
+from agents.report import MEASURES
 from text_sentiment_env import load_sentiment_model
 
 DEFAULT = PRESETS["reviews"]
 BEST_OF = (1, 2, 4, 8, 16, 32, 64, 128)
+LABELLED = (4, 16, 64)  # of BEST_OF, in the picture
 PANELS = (
-    ("sentiment", "sentiment (the judge that pays)"),
-    ("vader", "sentiment (VADER)"),
+    ("sentiment", "sentiment, by the judge that pays (−1 to 1)"),
+    ("vader", "sentiment, by VADER, which pays nothing (−1 to 1)"),
     ("length", "length (tokens)"),
 )
 # Heading, measure, format.
 COLUMNS = (
-    ("β", "beta", ".2f"),
+    ("β", "beta", "g"),
     ("sentiment", "sentiment", "+.3f"),
     ("VADER", "vader", "+.3f"),
     ("KL", "kl", ".2f"),
@@ -119,7 +122,7 @@ def curves(frontier: Frontier) -> dict[str, list[dict[str, float]]]:
 def train(args: Args, beta: float, frontier: Frontier) -> dict[str, Any]:
     """Trains with one β and measures the policy's texts."""
     model = make_model(args, beta)
-    model.learn(10**9, total_updates=args.updates)
+    model.learn(total_updates=args.updates)
     result = evaluate(
         model.policy,
         model.reference,
@@ -134,36 +137,38 @@ def train(args: Args, beta: float, frontier: Frontier) -> dict[str, Any]:
     return {"beta": beta, **result}
 
 
-def draw(path: Path, result: dict[str, Any]) -> None:
-    """Each measure against KL: start, optimum, best-of-n and the trained policies."""
-    import matplotlib
+def panel(result: dict[str, Any], measure: str, title: str) -> Panel:
+    """A measure against KL: start model, optimum, best-of-n and the trained policies."""
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def draw(axis: Any) -> None:
+        for name, style, colour, label in (
+            ("optimum", "-", "third", "exact optimum π* ∝ π₀ exp(r/β)"),
+            ("best_of_n", "^--", "second", "best of n (KL bound)"),
+            ("trained", "o-", "after", "REINFORCE"),
+            ("start", "s", "ink", "start model"),
+        ):
+            x, y = zip(*((p["kl"], p[measure]) for p in result[name]), strict=True)
+            axis.plot(x, y, style, color=COLOURS[colour], ms=5, lw=1.2, label=label)
+        notes = [(p, f"n={p['n']}", "second", (-5, 5)) for p in result["best_of_n"]]
+        notes = [note for note in notes if note[0]["n"] in LABELLED]
+        for i, p in enumerate(result["trained"]):  # below and above in turn: neighbours are close
+            notes.append((p, f"β={p['beta']}", "after", (5, -11) if i % 2 else (5, 5)))
+        for p, text, colour, offset in notes:
+            axis.annotate(
+                text,
+                (p["kl"], p[measure]),
+                offset,
+                textcoords="offset points",
+                ha="right" if offset[0] < 0 else "left",
+                fontsize=8,
+                color=COLOURS[colour],
+            )
+        axis.margins(x=0.12, y=0.12)  # room for the notes
+        axis.set_xlabel(MEASURES["kl"].label)
+        if measure == PANELS[0][0]:
+            axis.legend(loc="lower right", fontsize=8)
 
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4.6), layout="constrained")
-    for axis, (measure, title) in zip(axes, PANELS, strict=True):
-
-        def line(
-            name: str, style: str, measure: str = measure, axis: Any = axis, **kw: Any
-        ) -> None:
-            points = result[name]
-            axis.plot([p["kl"] for p in points], [p[measure] for p in points], style, **kw)
-
-        line("optimum", "-", color="tab:green", lw=2, label="exact optimum π* ∝ π₀ exp(r/β)")
-        line("best_of_n", "^--", color="tab:blue", ms=5, lw=1, label="best of n (KL bound)")
-        line("start", "s", color="black", ms=7, label="start model")
-        line("trained", "o-", color="tab:red", lw=1, label="REINFORCE")
-        for p in result["best_of_n"][1:]:
-            axis.annotate(f"n={p['n']}", (p["kl"], p[measure]), (-4, 6), textcoords="offset points", ha="right", fontsize=7, color="tab:blue")  # fmt: skip
-        for p in result["trained"]:
-            axis.annotate(f"β={p['beta']}", (p["kl"], p[measure]), (6, -10), textcoords="offset points", fontsize=8, color="tab:red")  # fmt: skip
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("KL to the start model (nats a text)")
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8, loc="lower right")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return Panel(title, f"{title} against KL", draw)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -171,7 +176,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
     table = Table(
         box=SIMPLE,
         padding=(0, 1, 0, 0),  # fits a terminal of 80 columns
-        title="Trained policies; gap: nats a text to the optimum at the same β",
+        title="Trained policies; gap: nats per text to the optimum at the same β",
     )
     for heading, *_ in COLUMNS:
         table.add_column(heading, justify="right")
@@ -203,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"β = {beta}: sentiment {result['trained'][-1]['sentiment']:.3f}")
     result["trained"].sort(key=lambda run: run["kl"])
     (out / "frontier.json").write_text(json.dumps(result, indent=2), "utf-8")
-    draw(out / "frontier.png", result)
+    write_sheet([panel(result, *one) for one in PANELS], out / "frontier.png")
     show(console, result)
     return 0
 

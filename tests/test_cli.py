@@ -73,7 +73,7 @@ def test_values_become_arguments_and_back():
     [
         (["--rate", "x"], "--rate: could not convert string to float: 'x'"),
         (["--unknown", "1"], "--unknown"),
-        (["--rat", "1"], "--rat"),
+        (["--rat", "1"], "--rat, 1; perhaps you meant --rate; see --help"),
         (["--target-length", "1"], "--target-length"),
         (["--out"], "--out"),
         (["stray"], "stray"),
@@ -86,6 +86,24 @@ def test_malformed_flags(argv, message):
     text = str(error.value)
     assert message in text
     assert not {"\n", "│", "─", "╭"} & set(text)
+
+
+def test_a_reader_of_the_output_that_ends_early_is_no_error():
+    code = (
+        "from agents import cli\n"
+        "cli.errors_in_one_line(lambda: [print('x' * 1000) for _ in range(1000)])()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as program:
+        program.stdout.read(1)
+        program.stdout.close()
+        assert program.stderr.read() == b""
+    assert program.returncode == 141  # as of a program that SIGPIPE ends
 
 
 def test_an_error_in_a_terminal_has_no_colours():

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
@@ -18,6 +19,7 @@ from agents.__main__ import main
 from agents.arguments import parse_arguments
 from agents.commands import Evaluate, Play, Watch, load_models
 from agents.generation import generate_text, vocabulary_of
+from agents.gpt2_config import GPT2Config
 from agents.runs import RunFolder
 
 SMALL = [
@@ -115,6 +117,24 @@ def test_a_model_whose_texts_have_no_end_is_refused():
     gpt2 = GPT2.from_pretrained("reviews").restrict([50256, 3, 5])
     with pytest.raises(ValueError, match="do not end with"):
         vocabulary_of(gpt2)
+
+
+def test_a_fine_tunes_further_tokens_are_left_out(tmp_path, capsys):
+    config = GPT2Config(50258, n_positions=8, n_embd=8, n_layer=1, n_head=1)
+    gpt2 = GPT2(config)
+    gpt2.save_pretrained(tmp_path)
+    main(["generate", str(tmp_path), "good", "-n", "2", "--max-tokens", "3", "--seed", "0"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    with pytest.raises(ValueError, match=r"50,258 rows.* by gpt2\.restrict\(range\(50257\)\)"):
+        generate_text(gpt2)
+
+
+def test_seeds_of_texts():
+    gpt2 = GPT2.from_pretrained("reviews")
+    assert generate_text(gpt2, seed=np.int64(1)) == generate_text(gpt2, seed=1)
+    for bad in (-1, 2**64, 1.5):
+        with pytest.raises(ValueError, match=f"^seed={bad} "):
+            generate_text(gpt2, seed=bad)
 
 
 # ------------------------------------------------------------------------- stable-baselines3's files

@@ -133,7 +133,7 @@ def test_a_group_has_one_colour_and_a_bold_mean_in_a_band(tmp_path):
         for name in ("a0", "a1", "b")
         if record(tmp_path, name, {"a0": (0, 1, 2), "a1": (2, 3), "b": (5, 6)}[name])
     }
-    axis = axes([("a", [logs["a0"], logs["a1"]]), ("b", [logs["b"]])])["reward"]
+    axis = axes([("a", [logs["a0"], logs["a1"]]), ("b", [logs["b"]])])["reward (per text)"]
     *thin, mean, alone = axis.lines
     assert len({line.get_color() for line in (*thin, mean)}) == 1
     assert alone.get_color() != mean.get_color()

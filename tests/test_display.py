@@ -55,7 +55,7 @@ def test_a_quiet_run_shows_nothing():
 
 def test_a_terminal_shows_bar_measures_and_samples():
     out = shown(8, terminal=True)
-    for text in ("evaluating", "8/8", "second judge (VADER)", "+0.250", "▁▂▃▄▅▆▇█", " film"):
+    for text in ("evaluating", "8/8", "VADER, a second judge", "+0.250", "▁▂▃▄▅▆▇█", " film"):
         assert text in out, text
 
 
@@ -108,9 +108,9 @@ def test_the_outcome_has_units_files_and_commands(tmp_path):
     (tmp_path / "checkpoint.zip").touch()
     out = outcome(tmp_path)
     for row in (
-        r"reward +│ \+0.250 │ \+0.250 │ a text",
+        r"reward +│ \+0.250 │ \+0.250 │ per text",
         r"VADER, a second judge +│ -0.500 ",
-        r"KL to the start model +│ +0.00 │ +1.50 │ nats a text",
+        r"KL to the start model +│ +0.00 │ +1.50 │ nats per text",
         r"by themselves +│ +50.0% │ +50.0% │ share",
     ):
         assert re.search(row, out), row

@@ -61,6 +61,11 @@ def test_a_judge_may_not_have_the_name_of_a_number_in_the_infos(model, env):
 
 
 def test_measures_equal_sums_over_the_distributions(model, env):
+    for bad in (np.nan, None, "good"):
+        with pytest.raises(ValueError, match=r"^judges\['other'\] returned"):
+            run(model, env, judges={"other": lambda texts, bad=bad: [bad] * len(texts)})
+    with pytest.raises(ValueError, match=r"^judges\['other'\] returned an array of shape"):
+        run(model, env, judges={"other": lambda texts: np.zeros((len(texts), 1))})
     result = run(model, env, judges={"other": lambda texts: [len(text) for text in texts]})
     texts, mask, rewards = written(model, env)
     entropy = kl = reference_log_prob = 0.0

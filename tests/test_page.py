@@ -96,7 +96,7 @@ def test_the_page_holds_what_the_run_recorded(run, text):
         "tiny",
         "VADER",
         summary["versions"]["torch"],
-        "nats a text",
+        "nats per text",
         summary["date"][:10],
     ):
         assert word in parsed.text, word
@@ -250,8 +250,9 @@ def test_the_command_starts_the_same_run(preset):
     ]
     for given in ([], flags, ["--prompts", "None", "--group-size", "4"]):
         args = parse_arguments(["--preset", preset, "--out", "x", *given])
-        values = json.loads(json.dumps(args.flat()))
+        values = args.flat()  # with tuples; JSON has lists
         command = shlex.split(training_command(values))
+        assert command == shlex.split(training_command(json.loads(json.dumps(values))))
         assert command[:4] == ["python", "-m", "agents", "train"]
         again = parse_arguments([*command[4:], "--out", "x"])
         assert again == args

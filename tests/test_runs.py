@@ -158,6 +158,19 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_fails_before_it_writes_leaves_no_folder(tmp_path):
+    for name in ("new", "there"):
+        folder = RunFolder(tmp_path / name)
+        if name == "there":
+            folder.path.mkdir()  # the user's, not the run's
+        with pytest.raises(ValueError, match="bad input"), folder.locked():
+            raise ValueError("bad input")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with RunFolder(tmp_path / "new").locked():
+        (tmp_path / "new" / "progress.csv").touch()
+    assert (tmp_path / "new" / "progress.csv").exists()
+
+
 def test_leftovers_of_killed_saves_are_removed_at_the_start(tmp_path):
     (tmp_path / "gpt2").mkdir()
     for name in (".summary.json.12.tmp", ".checkpoint-new.zip.7.tmp", "gpt2/.config.json.12.tmp"):

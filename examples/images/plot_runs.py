@@ -15,16 +15,15 @@ import numpy as np
 import tyro
 
 from agents import cli
-from agents.figures import check_format, learning_curves, write_sheet
+from agents.figures import check_format, learning_curve, write_sheet
 from agents.metrics import standard_error
 from agents.report import MEASURES, Record
 
-PANELS = ("sentiment (", "KL to", "length")
 # The columns of the tables: heading and measure.
 COLUMNS = {
     "sentiment": "sentiment",
     "VADER": "vader",
-    "KL, nats a text": "kl",
+    "KL, nats per text": "kl",
     "gap, nats": "gap",
     "distinct texts": "distinct_texts",
     "perplexity": "perplexity",
@@ -51,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.runs:
         raise ValueError("RUNS: name the folder of at least one finished run")
     check_format("out", args.out)
+    cli.prepare_folder("out", args.out)
     records = [Record.read(run) for run in args.runs]
-    panels = [p for p in learning_curves(records[0]) if p.title.startswith(PANELS)]
+    panels = [learning_curve(records[0], name) for name in ("sentiment", "kl", "length")]
     write_sheet(panels, args.out)
     tables = means(records), by_seed(records), texts(records[0], args.texts)
     print("\n\n".join("\n".join(table) for table in tables))
@@ -65,10 +65,10 @@ def means(records: Sequence[Record]) -> Iterator[str]:
     for when in ("before", "after", "optimum"):
         cells = []
         for measure in COLUMNS.values():
-            form = MEASURES[measure][-1]
+            form = MEASURES[measure].format
             values = np.array([r.summary.get(when, {}).get(measure, np.nan) for r in records])
             cell = "" if np.isnan(values).any() else _number(values.mean(), form)
-            if when == "after" and len(values) > 1:
+            if cell and when == "after" and len(values) > 1:
                 cell += f" ± {_number(standard_error(values), form.removeprefix('+'))}"
             cells.append(cell)
         yield _row(when, *cells)
@@ -81,7 +81,7 @@ def by_seed(records: Sequence[Record]) -> Iterator[str]:
         summary = record.summary
         after = summary["after"]
         cells = [
-            _number(after[name], MEASURES[name][-1]) if name in after else ""
+            _number(after[name], MEASURES[name].format) if name in after else ""
             for name in COLUMNS.values()
         ]
         yield _row(summary["arguments"]["seed"], *cells, f"{summary['seconds']:.0f}")
