@@ -177,7 +177,7 @@ def make_agent(name: str, env: VecEnv, seed: int, settings: dict[str, Any]) -> A
     if algorithm is None:
         return RandomAgent(env, seed)
     arguments = arguments | {"env": env, "seed": seed, "device": "cpu"}
-    if settings["learning_rate"]:
+    if settings["learning_rate"] is not None:
         arguments["learning_rate"] = settings["learning_rate"]
     start = settings["pretrained"]
     if name in GPT2_AGENTS and not start:

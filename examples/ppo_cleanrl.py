@@ -69,6 +69,11 @@ class Args:
 def parse_arguments(argv: Sequence[str] | None = None) -> Args:
     args = cli.parse(Args, argv, __doc__)
     cli.positive(args, "max_tokens", "num_envs", "num_steps", "num_minibatches", "update_epochs")
+    if args.batch_size < 4 * args.num_minibatches:  # half of the steps may only start a text
+        raise ValueError(
+            f"--num-minibatches {args.num_minibatches}: too many for a batch of {args.batch_size}"
+            " steps; each needs at least four"
+        )
     if args.total_timesteps < args.batch_size:
         raise ValueError(
             f"--total-timesteps {args.total_timesteps} is less than one batch of --num-envs"
@@ -134,9 +139,7 @@ def main(argv: Sequence[str] | None = None) -> float:
     logprobs, rewards, dones, values = (torch.zeros(T, N) for _ in range(4))
 
     next_obs = torch.as_tensor(envs.reset(seed=args.seed)[0])
-    next_done = torch.zeros(
-        N
-    )  # 1: next_obs is the end of a text, and the coming step starts another
+    next_done = torch.zeros(N)  # 1: next_obs ends a text, and the coming step starts another
     recent: deque[float] = deque(maxlen=100)
     started, iterations = time.time(), args.total_timesteps // args.batch_size
     for iteration in range(iterations):

@@ -129,6 +129,13 @@ def test_every_agent_runs(name, monkeypatch):
     assert result["tokens"] >= 300
 
 
+def test_a_learning_rate_of_zero_is_one():
+    env = compare_agents.make_env({"sentiment_model": "vader"}, 2)
+    for given, rate in ((0.0, 0.0), (None, compare_agents.AGENTS["ppo-mlp"][1]["learning_rate"])):
+        settings = {"learning_rate": given, "pretrained": None}
+        assert compare_agents.make_agent("ppo-mlp", env, 0, settings).learning_rate == rate
+
+
 def test_failures_are_reported():
     settings = {"tokens": 300, "eval_episodes": 4, "sentiment_model": "./nowhere"}
     lost = compare_agents.run("ppo-mlp", 0, settings | {"pretrained": None, "learning_rate": None})
@@ -208,6 +215,11 @@ def test_a_missing_extra_is_named(script, arguments, missing):
     ("main", "arguments", "message"),
     [
         (ppo_cleanrl.main, ["--num-envs", "0"], "--num-envs 0: must be at least 1"),
+        (
+            ppo_cleanrl.main,
+            ["--num-envs", "1", "--num-steps", "8"],
+            "--num-minibatches 8: too many",
+        ),
         (ppo_cleanrl.main, ["--sentiment-model", "./nowhere"], "'./nowhere' is not a directory"),
         (plug_sb3.main, ["nothing"], "'nothing'"),
         (plug_sb3.main, ["ppo", "--tokens", "1e3"], "--tokens"),
