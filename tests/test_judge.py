@@ -446,7 +446,7 @@ if __name__ == "__main__":  # the tables of JUDGE.md: python tests/test_judge.py
     for text, expected, s in every:
         if not right(expected, s):
             print(f"- {text!r} {s:+.2f}, should be {expected}")
-    print("\n| kind of salad | |score| ≤ 0.3 |\n|---|---|")
+    print("\n| kind of salad | within ±0.3 |\n|---|---|")
     kinds = {kind.__name__: salad_share(the_judge, kind, 300) for kind in SALADS}
     for name, share in [*kinds.items(), ("all", float(np.mean(list(kinds.values()))))]:
         print(f"| {name.replace('_', ' ')} | {100 * share:.1f} % |")

@@ -1,4 +1,4 @@
-"""The bundled judge: a network of 4.2 million parameters that scores the sentiment of a text.
+"""The bundled judge: a network of 4.3 million parameters that scores the sentiment of a text.
 
 It gives each text three probabilities: positive, negative, and *not a readable text*, so that a
 string of happy words earns as little as silence. `data/JUDGE.md` describes its training data and
@@ -149,7 +149,8 @@ class Judge:
     """Scores texts by P(positive) - P(negative), in [-1, 1]; an empty text scores 0.
 
     A text that is no readable English (repeated words, shuffled sentences, lists of adjectives)
-    scores near 0, however happy its words are. A text's score doesn't depend on the other texts.
+    scores near 0, however happy its words are. A text's score depends on no other text, up to the
+    rounding of single precision.
 
     >>> judge = Judge()
     >>> judge(["What a wonderful film!", "A waste of time.", ""]).round() + 0.0
