@@ -40,7 +40,7 @@ class Args:
     sentiment_model: str = "vader"
     """the judge"""
     learning_rate: float = 1e-3
-    """the optimiser's"""
+    """the optimizer's"""
     seed: int = 0
     """seed of everything random"""
     save: str | None = None

@@ -293,7 +293,7 @@ OPTIMIZERS = [
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_other_optimisers_of_torch(tmp_path, name):
+def test_other_optimizers_of_torch(tmp_path, name):
     kind = getattr(torch.optim, name)
     kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "optimizer_class": kind}
     whole = learn(make(policy_kwargs=kwargs), 2)
@@ -306,7 +306,7 @@ def test_other_optimisers_of_torch(tmp_path, name):
 
 
 @pytest.mark.parametrize("wrong", ["name", "shape", "sign"])
-def test_a_state_that_the_optimiser_does_not_keep_is_refused(wrong):
+def test_a_state_that_the_optimizer_does_not_keep_is_refused(wrong):
     """Adafactor keeps other tensors of a matrix than of a vector, and a setting below 0."""
     kwargs = {
         "config": GPT2Config(vocab_size=3, **TINY),
@@ -327,10 +327,10 @@ def test_a_state_that_the_optimiser_does_not_keep_is_refused(wrong):
 
 
 class Own(torch.optim.SGD):
-    """An optimiser of the user's."""
+    """An optimizer of the user's."""
 
 
-def test_an_optimiser_that_is_not_torchs_is_asked_for(tmp_path):
+def test_an_optimizer_that_is_not_torchs_is_asked_for(tmp_path):
     kwargs = {"config": GPT2Config(vocab_size=3, **TINY), "optimizer_class": Own}
     make(policy_kwargs=kwargs).save(tmp_path / "run")
     with pytest.raises(ValueError, match="optimizer_class is 'Own'.*pass the class"):

@@ -38,7 +38,7 @@ def test_predicts_as_the_code_that_wrote_it(recorded):
 
 
 def test_goes_on_as_the_code_that_wrote_it(recorded):
-    """Weights, start model, optimiser, moving average and random numbers all count here."""
+    """Weights, start model, optimizer, moving average and random numbers all count here."""
     model = REINFORCE.load(CHECKPOINT, env=make_envs(4, prompts=PROMPTS))
     learn(model, 2, reset_num_timesteps=False)
     after = recorded["after_two_more_updates"]

@@ -259,7 +259,7 @@ def check_checkpoints(names, printed):
 
 CHECKS = {
     "README.md#the-environment-in-ten-lines": check_environment,
-    "README.md#the-agent-in-ten-lines": check_agent,
+    "README.md#the-agent-in-python": check_agent,
     "examples/README.md#your-own-judge": check_own_judge,
     "examples/README.md#a-hugging-face-classifier": check_classifier,
     "examples/README.md#prompts-from-a-file": check_prompts,
@@ -400,6 +400,7 @@ def test_the_picture_and_the_tables_of_results(tmp_path, capsys, monkeypatch):
     assert [row[:12] for row in rows if row[2:3].isdigit()] == ["| 0 | +0.800", "| 1 | +0.900"]
     assert rows[-1] == "| +0.50 | before. | +0.50 | after. |"
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert main([runs[0], "--out", str(tmp_path / "new" / "p.png")]) == 0
     with pytest.raises(SystemExit, match="2"):
         main([*runs, "--out", str(tmp_path / "p.xyz")])
     assert "p.xyz: must end with .png, .pdf or .svg" in capsys.readouterr().err

@@ -81,12 +81,14 @@ def text(name: str, value: Any) -> str:
     return value
 
 
-def seed(name: str, value: Any) -> int | None:
-    """A seed: None or a whole number of any size, at least 0."""
+def seed(name: str, value: Any, most: int | None = None) -> int | None:
+    """A seed: None or a whole number of at least 0, of any size or up to `most`."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise ValueError(f"{name}={value!r} must be None or a whole number of at least 0")
+    if most is not None and value > most:
+        raise ValueError(f"{name}={value!r} is too large: use a whole number up to {most}")
     return int(value)
 
 
