@@ -177,7 +177,7 @@ def _updates(axis: Axes) -> None:
 
 def _legend(axis: Axes) -> None:
     """Below the axis, where it covers no data."""
-    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.25), ncols=3, fontsize=8, borderaxespad=0)
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.25), ncols=2, fontsize=8, borderaxespad=0)
 
 
 # --------------------------------------------------------------------------------- before and after
