@@ -149,10 +149,14 @@ def panel(result: dict[str, Any], measure: str, title: str) -> Panel:
         ):
             x, y = zip(*((p["kl"], p[measure]) for p in result[name]), strict=True)
             axis.plot(x, y, style, color=COLOURS[colour], ms=5, lw=1.2, label=label)
-        notes = [(p, f"n={p['n']}", "second", (-5, 5)) for p in result["best_of_n"]]
-        notes = [note for note in notes if note[0]["n"] in LABELLED]
-        for i, p in enumerate(result["trained"]):  # below and above in turn: neighbours are close
-            notes.append((p, f"β={p['beta']}", "after", (5, -11) if i % 2 else (5, 5)))
+        notes = []
+        if measure == PANELS[0][0]:
+            best = [p for p in result["best_of_n"] if p["n"] in LABELLED]
+            notes += [(p, f"n={p['n']}", "second", (-5, 5)) for p in best]
+        last = len(result["trained"]) - 1
+        for i, p in enumerate(result["trained"]):  # at two heights: neighbours are close
+            offset = (-5 if i == last else 5, -20 if i % 2 else -11)
+            notes.append((p, f"β={p['beta']}", "after", offset))
         for p, text, colour, offset in notes:
             axis.annotate(
                 text,
