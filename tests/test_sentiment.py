@@ -195,7 +195,6 @@ def small_config(name, **kw):
         "GPT2Config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 2},
         "XLNetConfig": {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16},
         "BloomConfig": {"hidden_size": 16, "n_layer": 1, "n_head": 2},
-        "T5Config": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2},
     }[name]
     kw = {"vocab_size": len(WORDS), "eos_token_id": 3, "initializer_range": 1.0} | sizes | kw
     return getattr(transformers, name)(**kw, **labels)
