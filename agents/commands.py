@@ -477,7 +477,8 @@ class Watch:
         updates = rows[-1][UPDATES] if rows else "0"
         heading = Text(f"{self.run.resolve().name}\nupdate {updates}", "table.title")
         table = Table("", "now", "course", title=heading)
-        for measure in map(report.MEASURES.__getitem__, report.CURVES):
+        for name in report.CURVES:
+            measure = report.MEASURES[name]
             values = [float(row[measure.column]) for row in rows if row.get(measure.column)]
             if values:
                 now = f"{values[-1]:{measure.format}}"

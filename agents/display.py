@@ -113,9 +113,9 @@ class RunDisplay(KVWriter):
     ) -> None:
         """Shows one update's log."""
         self._done = int(key_values[UPDATES])
-        for column in (measure.column for measure in ROWS):
-            if column in key_values:
-                self._series[column].append(float(key_values[column]))
+        for measure in ROWS:
+            if measure.column in key_values:
+                self._series[measure.column].append(float(key_values[measure.column]))
         if self._live is not None:
             self._progress.update(self._task, completed=self._done)
             self._live.update(self._view())

@@ -68,9 +68,8 @@ class RunFolder:
                 with suppress(OSError):  # Windows keeps a file that is open
                     file.unlink()
             lock.release()
-            if (
-                made
-            ):  # bad input may have ended the run before it wrote anything: its name stays free
+            if made:
+                # Bad input may have ended the run before it wrote anything: its name stays free.
                 with suppress(OSError):
                     self.path.rmdir()
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from review_batches import IGNORED
 from torch import Tensor
 from torch.nn import functional as F
 
 CONTEXT = "A sentence from a film review:\n"
 """What the model reads before each text, so that the first word of a review is no surprise."""
-
-IGNORED = -100
 
 
 class LanguageModelReader:
@@ -30,11 +29,6 @@ class LanguageModelReader:
         self.tokenizer = AutoTokenizer.from_pretrained(name, **options)
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
         self.model = model.to(device).eval()
-
-    @property
-    def parameters(self) -> int:
-        """The model's weights, those that two layers share once."""
-        return sum(p.numel() for p in self.model.parameters())
 
     @torch.inference_mode()
     def perplexities(self, sentences: Sequence[str]) -> dict[str, float]:
