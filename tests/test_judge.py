@@ -310,6 +310,21 @@ def test_case_and_spacing_do_not_matter(judge: Judge) -> None:
     np.testing.assert_allclose(scores, scores[0], atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("split", "written"),
+    [
+        ("i do n't like it , and you wo n't .", "I don't like it, and you won't."),
+        ("it 's ( almost ) perfect !", "It's (almost) perfect!"),
+        ("`` great '' , they 'll say ; i 'm bored ...", "\"Great\", they'll say; I'm bored..."),
+        ("costs $ 5 and is worth 100 % of it", "Costs $5 and is worth 100% of it"),
+    ],
+)
+def test_the_spacing_of_the_penn_treebank_does_not_matter(
+    judge: Judge, split: str, written: str
+) -> None:
+    np.testing.assert_array_equal(judge([split]), judge([written]))
+
+
 def test_files_are_small_and_hold_no_code() -> None:
     assert sum((DATA / f"judge.{kind}").stat().st_size for kind in ("safetensors", "json")) <= 6e6
     assert b"\x80\x02" not in (DATA / "judge.safetensors").read_bytes()[:2]  # pickle's first bytes
@@ -429,7 +444,7 @@ def test_accuracy_on_sst2_dev(judge: Judge) -> None:
     with lzma.open(path, "rt", encoding="utf8") as file:
         rows = [line.split("\t") for line in file.readlines()[1:]]
     labels = np.array([int(label) for _, label in rows])
-    assert ((judge([text for text, _ in rows]) > 0) == labels).mean() >= 0.89
+    assert ((judge([text for text, _ in rows]) > 0) == labels).mean() > 0.91
 
 
 if __name__ == "__main__":  # the tables of JUDGE.md: python tests/test_judge.py

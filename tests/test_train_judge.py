@@ -41,8 +41,8 @@ CASES = json.loads((Path(__file__).parent / "judge_cases.json").read_text("utf-8
         ("a film ( of sorts )", "A film (of sorts)"),
     ],
 )
-def test_detokenise(published: str, plain: str) -> None:
-    assert judge_data.detokenise(published) == plain
+def test_treebank_text_as_people_write_it(published: str, plain: str) -> None:
+    assert judge_data.as_written(published) == plain
 
 
 def test_sentences_of_a_review() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,8 @@ from text_sentiment_env.vocabulary import GPT2_VOCABULARY_SIZE, gpt2_encoding
 
 PAD, UNKNOWN = 0, 1  # the first two rows of the embedding
 _TOKENS_PER_BATCH = 8192  # bounds the memory of one forward, whatever the number of texts
+_TREEBANK_QUOTES = re.compile(r"`` ?| ?''")
+_TREEBANK_SPACES = re.compile(r" (?=n't\b|'(?:s|re|ve|ll|d|m)\b|[,.;:?!%)\]}])|(?<=[(\[{$#]) ")
 
 
 class SentimentNetwork(nn.Module):
@@ -115,6 +118,11 @@ class Tokenizer:
         return [self._row[encode(self.normalise(text))] for text in texts]
 
 
+def detokenise(text: str) -> str:
+    """Text split as in the Penn Treebank, as people write it: `do n't like it .` becomes `don't like it.`."""
+    return _TREEBANK_SPACES.sub("", _TREEBANK_QUOTES.sub('"', text))
+
+
 def pad(rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     """Rows of any lengths as one array int64 (B, longest), right-padded with `PAD`."""
     padded = np.full((len(rows), max(map(len, rows))), PAD, np.int64)
@@ -150,7 +158,8 @@ class Judge:
 
     A text that is no readable English (repeated words, shuffled sentences, lists of adjectives)
     scores near 0, however happy its words are. A text's score depends on no other text, up to the
-    rounding of single precision.
+    rounding of single precision. It does not depend on case, on line breaks, or on whether words and
+    punctuation are split as in the Penn Treebank, whose spacing SST-2 has.
 
     >>> judge = Judge()
     >>> judge(["What a wonderful film!", "A waste of time.", ""]).round() + 0.0
@@ -196,7 +205,7 @@ class Judge:
         """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
         if isinstance(texts, str):
             raise TypeError(f"texts={texts!r} is one text: pass a list of texts")
-        rows = self.tokenizer(texts)
+        rows = self.tokenizer([detokenise(text) for text in texts])
         result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
         # Texts of similar length share a batch: padding changes no score, but costs time.
         order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))

@@ -16,20 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-_DETOKENISE = [
-    (r"`` ?", '"'),
-    (r" ?''", '"'),
-    (r" (n't|'s|'re|'ve|'ll|'d|'m)\b", r"\1"),
-    (r" ([,.;:?!%)\]}])", r"\1"),
-    (r"([(\[{$#]) ", r"\1"),
-    (r"\bi\b", "I"),
-]
+from text_sentiment_env.judge import detokenise
 
 
-def detokenise(text: str) -> str:
-    """Treebank text as people write it: `do n't like it .` becomes `Don't like it.`."""
-    for pattern, replacement in _DETOKENISE:
-        text = re.sub(pattern, replacement, text)
+def as_written(text: str) -> str:
+    """Treebank text as people write it, capitals too: `do n't like it .` becomes `Don't like it.`."""
+    text = re.sub(r"\bi\b", "I", detokenise(text))
     return re.sub(r"((?:^|[.!?] )\W*)([a-z])", lambda m: m[1] + m[2].upper(), text)
 
 

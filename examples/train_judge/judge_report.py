@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judge_data import detokenise
+from judge_data import as_written
 from judge_texts import SALADS
 from torch import Tensor
 from torch.nn import functional as F
@@ -92,12 +92,11 @@ def measure(judge: Judge, sets: dict[str, list[tuple[str, int]]]) -> dict[str, A
     report: dict[str, Any] = {}
     for name, rows in sets.items():
         report[name] = {
-            "published": accuracy(judge, rows),
-            "detokenised": accuracy(judge, [(detokenise(text), label) for text, label in rows]),
+            "accuracy": accuracy(judge, rows),
             "reliability": reliability(judge, rows),
         }
     # Kinds of salad seen in training, from sentences and seeds that were not.
-    pool = [detokenise(text) for text, _ in sets["dev"]]
+    pool = [as_written(text) for text, _ in sets["dev"]]
     report["salad"] = {
         kind.__name__.strip("_"): round(
             float(

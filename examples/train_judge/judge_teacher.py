@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from judge_data import detokenise
+from judge_data import as_written
 from judge_training import batches
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -33,7 +33,7 @@ def fine_tune(
 ) -> None:
     """Makes a pretrained encoder a sentiment classifier, and writes it to `folder`.
 
-    One pass over the texts of `rows`, every second one detokenised. SST-2 is mostly phrases, and
+    One pass over the texts of `rows`, every second one as people write it. SST-2 is mostly phrases, and
     whole sentences are rare and long: a text of n words is kept with probability n / 24. The
     embeddings and the lowest third of the layers stay as they are, which halves the time.
 
@@ -53,7 +53,7 @@ def fine_tune(
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     kept = [row for row in rows if rng.random() < len(row[0].split()) / 24]
-    kept = [(detokenise(t), y) if i % 2 else (t, y) for i, (t, y) in enumerate(kept)]
+    kept = [(as_written(t), y) if i % 2 else (t, y) for i, (t, y) in enumerate(kept)]
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     model = AutoModelForSequenceClassification.from_pretrained(
         encoder, id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1}

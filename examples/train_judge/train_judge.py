@@ -35,7 +35,7 @@ import numpy.typing as npt
 import torch
 from judge_data import (
     Corpus,
-    detokenise,
+    as_written,
     is_statement,
     read_corpus,
     read_sst2,
@@ -258,7 +258,7 @@ class Student:
         sst2, imdb = corpora["sst2"], corpora["imdb"]
         labels = args.out / "labels"
         sst2_targets = mix(label_corpus(teacher, sst2.texts, labels / "sst2"), sst2.label, 0.3)
-        plain = [detokenise(text) for text in sst2.texts]
+        plain = [as_written(text) for text in sst2.texts]
         self.sst2 = readable(sst2.texts, sst2_targets) + readable(plain, sst2_targets)
         varied = vary(sst2.texts, args.variations, random.Random(args.seed))
         logits = label_corpus(teacher, varied, labels / "varied")
@@ -426,7 +426,7 @@ def trained(
     teacher = SmokeTeacher() if args.smoke else make_teacher(args)
     student = Student(args, corpora, teacher)
     report |= student.learn(load_start_model(args) if args.hunt_rounds else None)
-    both = sets["dev"] + [(detokenise(text), label) for text, label in sets["dev"]]
+    both = sets["dev"] + [(as_written(text), label) for text, label in sets["dev"]]
     report["temperature, bias"] = calibrate(student.network, student.tokenizer, both)
     return student.write(args.out, student.network.state_dict())
 
