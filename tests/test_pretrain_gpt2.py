@@ -333,10 +333,25 @@ def test_the_language_model_readers_perplexity_is_that_of_transformers_own_loss(
     assert found["perplexity_per_word"] == pytest.approx(np.exp(nats / 13), rel=1e-4)
 
 
+def test_a_fine_tuned_language_model_reader_expects_what_it_learned(language_model):
+    reader = review_language_model.LanguageModelReader(str(language_model), "cpu")
+    learned, other = ["the film is good"], ["bad is film the"]
+    before = [reader.perplexities(texts)["nats_per_token"] for texts in (learned, other)]
+    reader.fine_tune(learned * 40, lr=1e-2, batch_size=2, quiet=True)
+    after = [reader.perplexities(texts)["nats_per_token"] for texts in (learned, other)]
+    assert after[0] < before[0] / 4
+    assert after[0] < after[1] / 4
+
+
 def test_report_with_a_language_model_as_reader(whole, language_model, tmp_path):
-    report = _smoke(tmp_path, f"--evaluate={whole[0]}/model", f"--reader={language_model}")
+    arguments = (tmp_path, f"--evaluate={whole[0]}/model", f"--reader={language_model}", "--quiet")
+    report, tuned = _smoke(*arguments), _smoke(*arguments, "--reader-sentences=20")
     for group in ("reviews", "people"):
-        assert report["texts"][group]["read_by_language model"]["perplexity_per_word"] > 1
+        before, after = (
+            r["texts"][group]["read_by_language model"]["perplexity_per_word"]
+            for r in (report, tuned)
+        )
+        assert 1 < after < before
 
 
 def test_a_reader_that_is_not_there_ends_in_one_line(whole, tmp_path, capsys):

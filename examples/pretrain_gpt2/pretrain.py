@@ -150,7 +150,7 @@ def check(args: Args) -> None:
     cli.positive(args, "save_every", "batch_tokens", "stop_at", "vocab_size", "least_count")
     cli.positive(args, "n_layer", "n_head", "n_embd", "n_positions", "longest")
     cli.positive(args, "report_sentences", "report_samples")
-    cli.at_least(0, args, "broad_steps", "plain_steps", "warmup")
+    cli.at_least(0, args, "broad_steps", "plain_steps", "warmup", "reader_sentences")
     cli.check_seed(args.seed)
     cli.check_device(args.device)
     for name in ("temperature", "lr", "decay"):

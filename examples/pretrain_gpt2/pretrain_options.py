@@ -63,6 +63,8 @@ class Args:
     """folder of another GPT-2: it predicts the same sentences, and reads the samples"""
     reader: str | None = None
     """language model of transformers that reads the samples: id, folder or .gguf file"""
+    reader_sentences: int = 0
+    """of the training reviews, on which the reader is fine-tuned before it reads"""
     report_sentences: int = 3000
     """held-out sentences to read at most"""
     report_samples: int = 2000

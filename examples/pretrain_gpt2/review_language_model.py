@@ -1,7 +1,8 @@
-"""A reader that knows nothing of this project: any causal language model of transformers."""
+"""A reader that shares nothing with the project's GPT-2: any causal language model of transformers."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from review_batches import IGNORED
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 CONTEXT = "A sentence from a film review:\n"
 """What the model reads before each text, so that the first word of a review is no surprise."""
@@ -30,17 +32,41 @@ class LanguageModelReader:
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, **options)
         self.model = model.to(device).eval()
 
+    def fine_tune(
+        self,
+        sentences: Sequence[str],
+        lr: float = 1e-4,
+        batch_size: int = 64,
+        seed: int = 0,
+        quiet: bool = False,
+    ) -> None:
+        """One pass over the sentences: AdamW, a linear schedule to 0, bf16 autocast.
+
+        A batch holds sentences of like length, so that little is padding; the batches' order is random.
+        """
+        rows = sorted(self._tokens(sentences), key=len)
+        batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        random.Random(seed).shuffle(batches)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, len(batches))
+        self.model.train()
+        for batch in tqdm(batches, "fine-tuning the reader", disable=quiet):
+            with torch.autocast(self.model.device.type, torch.bfloat16):
+                loss = self._nats(batch) / sum(map(len, batch))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        self.model.eval()
+
     @torch.inference_mode()
     def perplexities(self, sentences: Sequence[str]) -> dict[str, float]:
         """As `Reader.perplexities`; a line break ends each text, and counts as no word."""
-        context = self.tokenizer(CONTEXT)["input_ids"]
-        rows = [
-            self.tokenizer(f"{sentence.strip()}\n", add_special_tokens=False)["input_ids"]
-            for sentence in sentences
-        ]
+        rows = self._tokens(sentences)
         tokens, words = sum(map(len, rows)), sum(len(s.split()) for s in sentences)
         rows.sort(key=len)
-        nats = sum(self._nats(context, rows[i : i + 64]) for i in range(0, len(rows), 64))
+        nats = sum(self._nats(rows[i : i + 64]).item() for i in range(0, len(rows), 64))
         return {
             "sentences": len(sentences),
             "nats_per_token": nats / tokens,
@@ -48,9 +74,13 @@ class LanguageModelReader:
             "perplexity_per_word": float(np.exp(nats / words)),
         }
 
-    def _nats(self, context: list[int], rows: Sequence[list[int]]) -> float:
-        """The negative log-likelihood of the rows, each behind the context."""
-        longest = max(map(len, rows))
+    def _tokens(self, sentences: Sequence[str]) -> list[list[int]]:
+        lines = [f"{sentence.strip()}\n" for sentence in sentences]
+        return [self.tokenizer(line, add_special_tokens=False)["input_ids"] for line in lines]
+
+    def _nats(self, rows: Sequence[list[int]]) -> Tensor:
+        """The negative log-likelihood of the rows together, each behind the context; a scalar."""
+        context, longest = self.tokenizer(CONTEXT)["input_ids"], max(map(len, rows))
         # Nothing looks ahead, so padding at the end needs no mask.
         ids = torch.tensor([context + row + [0] * (longest - len(row)) for row in rows])
         targets = torch.full_like(ids, IGNORED)
@@ -59,4 +89,4 @@ class LanguageModelReader:
         device = self.model.device
         logits: Tensor = self.model(input_ids=ids.to(device)).logits[:, :-1].float()
         wanted = targets[:, 1:].to(device)
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
+        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")

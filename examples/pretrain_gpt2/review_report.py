@@ -231,6 +231,12 @@ def make_report(
     """
     language_model = LanguageModelReader(args.reader, args.device) if args.reader else None
     reviews = [*train, *unsup]
+    if language_model is not None and args.reader_sentences:
+        sentences = clean_sentences(reviews)
+        chosen = random.Random(args.seed).sample(
+            sentences, min(args.reader_sentences, len(sentences))
+        )
+        language_model.fine_tune(chosen, seed=args.seed, quiet=args.quiet)
     held_out = held_out_sentences(reviews, test, args.seed)
     gpt2_ids = encode_gpt2(held_out)
     report: dict[str, Any] = {"predictions": predictions(reader, held_out, gpt2_ids, args)}
