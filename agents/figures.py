@@ -94,16 +94,22 @@ def learning_curves(record: Record) -> list[Panel]:
     return [curves[0], terms, *curves[1:]]
 
 
-def learning_curve(record: Record, name: str) -> Panel:
-    """One measure by update."""
+def learning_curve(record: Record, name: str, others: Sequence[Record] = ()) -> Panel:
+    """One measure by update; the `others`, such as runs with other seeds, are pale lines behind."""
     measure = MEASURES[name]
 
+    def behind(axis: Axes, column: str, colour: str) -> None:
+        for other in others:
+            axis.plot(*other.column(column), color=COLOURS[colour], lw=0.8, alpha=0.25)
+
     def draw(axis: Axes) -> None:
+        behind(axis, measure.column, "after")
         x, y = record.column(measure.column)
         axis.plot(x, y, color=COLOURS["after"], lw=1.2, label="training batch")
         if name == "sentiment" and record.second_judge:
             second = MEASURES[record.second_judge]
-            axis.lines[0].set_label("the reward's judge")
+            axis.lines[-1].set_label("the reward's judge")
+            behind(axis, second.column, "second")
             line = record.column(second.column)
             axis.plot(*line, color=COLOURS["second"], lw=1.2, label=second.title)
             _points(axis, record, record.second_judge)

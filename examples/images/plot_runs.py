@@ -1,7 +1,7 @@
 """Draws the README's picture from a finished run, and prints the tables of several as Markdown.
 
 python examples/images/plot_runs.py runs/seed0       # picture and texts of one run
-python examples/images/plot_runs.py runs/seed*       # and the means over the seeds
+python examples/images/plot_runs.py runs/seed*       # the other seeds behind it, and the means over all
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Args:
     """Draws a picture and prints tables."""
 
     runs: tyro.conf.Positional[list[Path]]
-    """folders that train_reinforce.py wrote; the picture and the texts are the first one's"""
+    """folders that train_reinforce.py wrote; the first one's curves and texts, with the others' curves behind"""
     out: Path = Path("learning_curves.png")
     """the picture to write: .png, .pdf, .svg..."""
     texts: int = 6
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_format("out", args.out)
     cli.prepare_folder("out", args.out)
     records = [Record.read(run) for run in args.runs]
-    panels = [learning_curve(records[0], name) for name in ("sentiment", "kl", "length")]
+    names = ("sentiment", "kl", "length")
+    panels = [learning_curve(records[0], name, records[1:]) for name in names]
     write_sheet(panels, args.out)
     tables = means(records), by_seed(records), texts(records[0], args.texts)
     print("\n\n".join("\n".join(table) for table in tables))
