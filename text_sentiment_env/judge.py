@@ -119,7 +119,10 @@ class Tokenizer:
 
 
 def detokenise(text: str) -> str:
-    """Text split as in the Penn Treebank, as people write it: `do n't like it .` becomes `don't like it.`."""
+    """Joins what the Penn Treebank splits off: `do n't like it .` becomes `don't like it.`.
+
+    That is punctuation and the endings n't, 's, 're, 've, 'll, 'd and 'm; ``quotes'' become "quotes".
+    """
     return _TREEBANK_SPACES.sub("", _TREEBANK_QUOTES.sub('"', text))
 
 
@@ -158,8 +161,8 @@ class Judge:
 
     A text that is no readable English (repeated words, shuffled sentences, lists of adjectives)
     scores near 0, however happy its words are. A text's score depends on no other text, up to the
-    rounding of single precision. It does not depend on case, on line breaks, or on whether words and
-    punctuation are split as in the Penn Treebank, whose spacing SST-2 has.
+    rounding of single precision. It does not depend on case, on line breaks, or on whether punctuation
+    and endings such as n't are split off as in the Penn Treebank, whose spacing SST-2 has.
 
     >>> judge = Judge()
     >>> judge(["What a wonderful film!", "A waste of time.", ""]).round() + 0.0
@@ -205,7 +208,10 @@ class Judge:
         """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
         if isinstance(texts, str):
             raise TypeError(f"texts={texts!r} is one text: pass a list of texts")
-        rows = self.tokenizer([detokenise(text) for text in texts])
+        normalise = (
+            self.tokenizer.normalise
+        )  # first, so that `detokenise` knows one case and one space
+        rows = self.tokenizer([detokenise(normalise(text)) for text in texts])
         result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
         # Texts of similar length share a batch: padding changes no score, but costs time.
         order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))
