@@ -321,6 +321,8 @@ class REINFORCE(Saving):
             )
         # Attributes may have been set since the constructor checked them.
         check_hyperparameters({**vars(self), "stats_window_size": self._stats_window_size})
+        self._setup_lr_schedule()
+        self._resolve_baseline()
         timesteps = check_bounds(total_timesteps, total_updates)
         if progress_bar and distributed.rank() == 0:
             callback = add_progress_bar(callback, total_updates)

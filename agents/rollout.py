@@ -17,6 +17,7 @@ from agents import distributed
 from agents.checkpoint import set_row_states
 from agents.policy import GPT2Policy
 from text_sentiment_env import SentimentModel, checks
+from text_sentiment_env.task import RESERVED
 
 
 def scores_of(
@@ -25,8 +26,13 @@ def scores_of(
     """The scores (k,) of judges that pay nothing, of any size.
 
     Raises:
-        ValueError: for a judge that returns no proper scores.
+        ValueError: for a judge with the name of another measure, or that returns no proper scores.
     """
+    if taken := judges.keys() & set(RESERVED) - {"vader"}:
+        raise ValueError(
+            f"judges has the names {sorted(taken)}, which other measures have already: choose other"
+            " names"
+        )
     return {
         name: checks.scores(f"judges[{name!r}]", judge(list(texts)), len(texts))
         for name, judge in judges.items()

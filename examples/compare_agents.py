@@ -197,7 +197,10 @@ def make_agent(name: str, env: VecEnv, seed: int, settings: dict[str, Any]) -> A
 
 def learning_curve(log: Path, tokens: int) -> list[float | None]:
     """Mean reward of the texts that ended in each of BINS equal parts of the budget."""
-    rewards, lengths = np.loadtxt(log, delimiter=",", skiprows=2, usecols=(0, 1), ndmin=2).T
+    rows = log.read_text("utf-8").splitlines()[2:]
+    if not rows:
+        return [None] * BINS
+    rewards, lengths = np.loadtxt(rows, delimiter=",", usecols=(0, 1), ndmin=2).T
     bins = ((lengths.cumsum() - 1) * BINS // tokens).astype(int)
     means = [rewards[bins == i].mean() if (bins == i).any() else None for i in range(BINS)]
     return [None if mean is None else float(mean) for mean in means]
@@ -337,7 +340,8 @@ def table(rows: list[dict[str, Any]], settings: dict[str, Any], args: Args) -> s
         if row["reward"] is None:
             reward, measures = "none", ["", "", ""]
         else:
-            reward = f"{row['reward']:+.3f} ± {row.get('standard_error', float('nan')):.3f}"
+            error = f" ± {row['standard_error']:.3f}" if "standard_error" in row else ""
+            reward = f"{row['reward']:+.3f}{error}"
             measures = [f"{row['sentiment']:+.2f}", f"{row['length']:.1f}"]
             measures.append(f"{row['distinct_texts']:.0%}")
         lost = f" ({row['without_reward']} without a reward)" if row["without_reward"] else ""

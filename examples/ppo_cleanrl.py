@@ -10,6 +10,7 @@ action, so that it must not be learned from.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -191,15 +192,16 @@ def main(argv: Sequence[str] | None = None) -> float:
 
         step = (iteration + 1) * args.batch_size
         if iteration % max(1, iterations // 15) == 0 or iteration + 1 == iterations:
+            mean = f"{np.mean(recent):+.3f}" if recent else "none yet"
             print(
-                f"step {step:7,}  reward {np.mean(recent):+.3f}  entropy {entropy.item():.2f}"
+                f"step {step:7,}  reward {mean}  entropy {entropy.item():.2f}"
                 f"  {step / (time.time() - started):,.0f} steps/s",
                 flush=True,
             )
     texts = [envs.unwrapped.vocabulary.decode(row[row < agent.pad]) for row in next_obs.numpy()[:4]]  # type: ignore[attr-defined]
     print("being written:", *texts, sep="\n  ")
     envs.close()
-    return float(np.mean(recent))
+    return float(np.mean(recent)) if recent else math.nan
 
 
 if __name__ == "__main__":

@@ -55,9 +55,10 @@ def log_softmax(gpt2, text):
     return gpt2(torch.tensor([[END, *text]]))[0, -1].double().log_softmax(-1)
 
 
-def test_a_judge_may_not_have_the_name_of_a_number_in_the_infos(model, env):
-    with pytest.raises(ValueError, match=r"judges has the names \['sentiment'\]"):
-        run(model, env, judges={"sentiment": lambda texts: [0.0] * len(texts)})
+@pytest.mark.parametrize("name", ["sentiment", "reward", "kl", "perplexity", "episodes", "text"])
+def test_a_judge_may_not_have_the_name_of_another_measure(model, env, name):
+    with pytest.raises(ValueError, match=rf"judges has the names \['{name}'\]"):
+        run(model, env, judges={name: lambda texts: [0.0] * len(texts)})
 
 
 def test_measures_equal_sums_over_the_distributions(model, env):

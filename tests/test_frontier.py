@@ -128,6 +128,11 @@ def test_bad_arguments(call, message):
         call()
 
 
+def test_texts_too_unlikely_for_a_float_are_all_different():
+    frontier = Frontier([0.1, 0.3] * 50, {"log_prob": [-800.0] * 100, "tokens": [100.0] * 100})
+    assert frontier.distinct_texts(0.1, 1000) == pytest.approx(1)
+
+
 def test_an_optimum_of_one_text_repeats_it():
     frontier = Frontier([1.0, 0.0], {"log_prob": [math.log(0.5)] * 2, "tokens": [2, 4]})
     assert frontier.distinct_texts(1e-3, 10) == pytest.approx(0.1)
@@ -193,6 +198,12 @@ def test_too_few_start_texts_give_no_gap():
     assert "win_rate" in few
     assert not {"gap", "gap_standard_error"} & few.keys()
     assert "gap" in evaluate(policy, policy.gpt2, env, **arguments, kl_coef=100.0)
+
+
+def test_a_judge_may_not_have_the_name_of_another_column():
+    env = make_env(rows=4)
+    with pytest.raises(ValueError, match=r"judges has the names \['reward'\]"):
+        start_frontier(make_policy(env), env, 8, judges={"reward": letters})
 
 
 def test_sampled_frontier_and_gap_are_the_enumerated_ones():
@@ -306,6 +317,13 @@ def test_example_names_the_flag_that_is_zero(tmp_path, flag):
     assert ended.returncode
     assert flag in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_example_names_too_few_start_texts(tmp_path):
+    command = [sys.executable, str(ROOT / "examples" / "frontier.py"), "--smoke"]
+    command += ["--start-episodes", "49", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert "--start-episodes 49: must be at least 50" in ended.stderr
 
 
 def test_example(tmp_path):

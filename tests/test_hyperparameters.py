@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reinforce_helpers import make_envs, make_model
@@ -113,6 +114,16 @@ def test_a_seed_that_numpy_does_not_take_is_refused():
 def test_a_precision_that_is_none_is_refused(precision):
     with pytest.raises(ValueError, match=f"^precision={precision!r} must be one of"):
         REINFORCE(GPT2Policy, make_envs(), precision=precision)
+
+
+def test_what_is_set_later_is_used():
+    """As by a model that was made with it."""
+    made = make_model(learning_rate=1e-2, baseline="none").learn(total_updates=1)
+    set_later = make_model()
+    set_later.learning_rate, set_later.baseline = 1e-2, "none"
+    set_later.learn(total_updates=1)
+    weights = zip(set_later.policy.parameters(), made.policy.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
 
 
 @pytest.mark.parametrize("bad", [-1, 1.5, True, "7", math.nan])

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from agents.__main__ import main as agents
@@ -31,6 +32,12 @@ def test_ppo_in_one_file_learns(capsys):
     first = float(printed.split("reward ")[1].split()[0])
     assert reward > first + 0.2
     assert "steps/s" in printed
+
+
+def test_ppo_in_one_file_before_any_text_has_ended(capsys):
+    arguments = ["--total-timesteps", "16", "--num-envs", "1", "--num-steps", "16"]
+    assert np.isnan(ppo_cleanrl.main([*arguments, "--num-minibatches", "4", "--max-tokens", "200"]))
+    assert "reward none yet" in capsys.readouterr().out
 
 
 def test_ppo_in_one_file_refuses_less_than_a_batch(capsys):

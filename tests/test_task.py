@@ -150,7 +150,7 @@ def test_terms_see_finished_texts_alone():
     assert info["words"].tolist() == [2]
 
 
-@pytest.mark.parametrize("name", ["reward", "kl", "gap", "l"])
+@pytest.mark.parametrize("name", ["reward", "kl", "gap", "l", "when", "file"])
 def test_terms_take_no_measures_name(name):
     """Else the term's mean would stand for the measure in evaluations or in monitor.csv."""
     with pytest.raises(ValueError, match=name):

@@ -32,8 +32,9 @@ _MEASURES = (
     *("entropy", "perplexity", "distinct_1", "distinct_2", "distinct_texts", "win_rate", "gap"),
     *("gap_standard_error", "effective_samples", "key", "r", "l", "t", "log_prob", "vader"),
     *("update", "ep_rew_mean", "ep_rew_std", "ep_len_mean", "terminal_observation"),
+    *("when", "count", "file", "allow_pickle"),  # the last two are arguments of numpy.savez
 )
-_RESERVED = (*_OUR_KEYS, "episode", "final_obs", "final_info", *_MEASURES)
+RESERVED = (*_OUR_KEYS, "episode", "final_obs", "final_info", *_MEASURES)
 
 
 class TextSentimentTask:
@@ -85,7 +86,7 @@ class TextSentimentTask:
         self.length_penalty = checks.weight("length_penalty", length_penalty)
         self.repetition_penalty = checks.weight("repetition_penalty", repetition_penalty)
         self.target_length = checks.length_range("target_length", target_length)
-        self.extra_terms = checks.named_functions("extra_terms", extra_terms, _RESERVED)
+        self.extra_terms = checks.named_functions("extra_terms", extra_terms, RESERVED)
         self.shaping = checks.boolean("shaping", shaping)
         self._length_penalties = self._tabulate_length_penalties()
         encoded = [self._encode("prompts", prompt) for prompt in self.prompts]
