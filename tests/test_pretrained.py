@@ -385,7 +385,7 @@ def test_a_silent_hub_is_waited_for_a_few_seconds(tmp_path, monkeypatch):
     began = time.monotonic()
     with pytest.raises(FileNotFoundError, match="on the Hugging Face hub .TimeoutError"):
         GPT2.from_pretrained("owner/model")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_a_model_in_the_hubs_cache_is_loaded(hf, saved, monkeypatch):
