@@ -122,10 +122,8 @@ class Frontier:
         """
         p = self._shares(kl_coef)
         p, log_prob = p[p > 0], self.columns["log_prob"][p > 0]
-        probability = np.minimum(np.exp(log_prob) * len(self) * p, 1.0)
-        probability = np.maximum(
-            probability, np.finfo(float).tiny
-        )  # a long text's may come out as 0
+        # Not 0, as which a long text's may come out.
+        probability = (np.exp(log_prob) * len(self) * p).clip(np.finfo(float).tiny, 1.0)
         with np.errstate(divide="ignore"):  # a probability of 1 is written for certain
             missed = n * np.log1p(-probability)
         return float(p @ (-np.expm1(missed) / probability)) / n
