@@ -231,7 +231,8 @@ def convert_weights(
         dtype: of the result.
 
     Raises:
-        ValueError: if a tensor is missing, unexpected or of another shape, or the head is untied.
+        ValueError: if a tensor is missing, unexpected, of another shape, or holds whole numbers, NaN or
+            infinity, or if the head is untied.
     """
     # Old files carry the causal mask as buffers, h.0.attn.bias and h.0.attn.masked_bias.
     given = {
@@ -259,10 +260,16 @@ def convert_weights(
                 f"{name} has shape {tuple(tensor.shape)}, the config makes it {tuple(shape)}:"
                 " config.json and the weights are of different models"
             )
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} holds numbers of type {tensor.dtype}: its weights must be floats"
+            )
         # A copy, because loaded tensors share the file's memory map.
         state[name] = torch.empty(meta.shape, dtype=dtype).copy_(
             tensor.t() if _is_conv1d(name) else tensor
         )
+        if not state[name].isfinite().all():
+            raise ValueError(f"{name} holds NaN, infinity, or a number too large for {dtype}")
     return state
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import threading
 import time
@@ -278,9 +279,19 @@ def deepen(tensors):
     tensors["transformer.h.0.mlp.c_fc.weight"] = torch.zeros(24, 96, 1)
 
 
+def quantise(tensors):
+    tensors["transformer.ln_f.bias"] = torch.zeros(24, dtype=torch.int8)
+
+
+def spoil(tensors):
+    tensors["transformer.ln_f.bias"][3] = math.nan
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (quantise, r"ln_f\.bias holds numbers of type torch\.int8"),
+        (spoil, r"ln_f\.bias holds NaN, infinity, or a number too large for torch\.float32"),
         (change_head, r"lm_head\.weight differs from wte\.weight"),
         (drop, r"missing \['h\.0\.mlp\.c_fc\.bias'\], unexpected \[\]"),
         (add, r"missing \[\], unexpected \['h\.1\.ln_1\.weight'\]"),
