@@ -69,7 +69,7 @@ def evaluate(
         numbers and the score of each of `judges`. On the other ranks nothing.
 
     Raises:
-        ValueError: for no episodes, and for a judge with the name of a number in the infos.
+        ValueError: for no episodes, and for a judge with the name of another measure.
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes={n_episodes} must be at least 1: a mean needs a text")
@@ -165,12 +165,7 @@ def _numbers(
     columns: dict[str, npt.ArrayLike] = {
         name: [info[name] for info in infos] for name in numbers(infos)
     }
-    if taken := columns.keys() & judges.keys():
-        raise ValueError(
-            f"judges has the names {sorted(taken)}, which numbers in the environment's info have"
-            " already: choose other names"
-        )
-    columns |= scores_of(judges, texts)
+    columns |= scores_of(judges, texts, columns)
     return {name: np.asarray(column).tolist() for name, column in columns.items()}
 
 

@@ -307,7 +307,7 @@ def _measure(
     }
     for name in numbers(infos):
         columns[name] = np.array([info[name] for info in infos], np.float64)
-    return columns | scores_of(judges, [info["text"] for info in infos])
+    return columns | scores_of(judges, [info["text"] for info in infos], columns)
 
 
 def _fingerprint(policy: GPT2Policy, first: dict[str, Floats], n_episodes: int, seed: int) -> str:

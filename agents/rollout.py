@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +21,19 @@ from text_sentiment_env.task import RESERVED
 
 
 def scores_of(
-    judges: Mapping[str, SentimentModel], texts: list[str]
+    judges: Mapping[str, SentimentModel], texts: list[str], measures: Iterable[str]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The scores (k,) of judges that pay nothing, of any size.
+
+    Args:
+        judges: by the names that their scores will have beside `measures`.
+        texts: k texts.
+        measures: names that the caller's other measures have.
 
     Raises:
         ValueError: for a judge with the name of another measure, or that returns no proper scores.
     """
-    if taken := judges.keys() & set(RESERVED) - {"vader"}:
+    if taken := judges.keys() & (set(RESERVED) - {"vader"}).union(measures):
         raise ValueError(
             f"judges has the names {sorted(taken)}, which other measures have already: choose other"
             " names"

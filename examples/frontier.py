@@ -193,7 +193,7 @@ def show(console: Console, result: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
     args = cli.parse(Args, argv, __doc__, smoke=SMOKE)
-    cli.positive(args, "updates", "num_envs", "start_episodes", "eval_episodes")
+    cli.positive(args, "updates", "num_envs", "eval_episodes")
     cli.at_least(FEWEST_SAMPLES, args, "start_episodes")
     if not args.betas or not all(0 < beta < math.inf for beta in args.betas):
         raise ValueError(f"--betas {args.betas}: needs numbers above 0, one or more")

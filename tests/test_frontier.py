@@ -200,10 +200,11 @@ def test_too_few_start_texts_give_no_gap():
     assert "gap" in evaluate(policy, policy.gpt2, env, **arguments, kl_coef=100.0)
 
 
-def test_a_judge_may_not_have_the_name_of_another_column():
-    env = make_env(rows=4)
-    with pytest.raises(ValueError, match=r"judges has the names \['reward'\]"):
-        start_frontier(make_policy(env), env, 8, judges={"reward": letters})
+@pytest.mark.parametrize("name", ["reward", "fluency"])
+def test_a_judge_may_not_have_the_name_of_another_column(name):
+    env = make_env(rows=4, extra_terms={"fluency": letters})
+    with pytest.raises(ValueError, match=rf"judges has the names \['{name}'\]"):
+        start_frontier(make_policy(env), env, 8, judges={name: letters})
 
 
 def test_sampled_frontier_and_gap_are_the_enumerated_ones():

@@ -107,15 +107,19 @@ class Tokenizer:
         self._row[self.token_ids] = np.arange(2, 2 + len(self.token_ids))
 
     @staticmethod
-    def normalise(text: str) -> str:
-        """Lower case, single spaces, one in front: the same words are then the same tokens."""
-        words = text.lower().replace("\u2019", "'").split()
-        return " " + " ".join(words) if words else ""
+    def normalise(text: str, joined: bool = False) -> str:
+        """Lower case, single spaces, one in front: the same words are then the same tokens.
 
-    def __call__(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
-        """The embedding rows of each text, none for a text without a word."""
+        `joined`: also what the Penn Treebank splits is joined (`detokenise`).
+        """
+        text = " ".join(text.lower().replace("\u2019", "'").split())
+        text = detokenise(text) if joined else text
+        return " " + text if text else ""
+
+    def __call__(self, texts: Sequence[str], joined: bool = False) -> list[npt.NDArray[np.int64]]:
+        """The embedding rows of each normalised text, none for a text without a word."""
         encode = gpt2_encoding().encode_ordinary
-        return [self._row[encode(self.normalise(text))] for text in texts]
+        return [self._row[encode(self.normalise(text, joined))] for text in texts]
 
 
 def detokenise(text: str) -> str:
@@ -208,10 +212,7 @@ class Judge:
         """P(positive | readable) and P(readable) of each text; 0.5 and 0 for an empty one."""
         if isinstance(texts, str):
             raise TypeError(f"texts={texts!r} is one text: pass a list of texts")
-        normalise = (
-            self.tokenizer.normalise
-        )  # first, so that `detokenise` knows one case and one space
-        rows = self.tokenizer([detokenise(normalise(text)) for text in texts])
+        rows = self.tokenizer(texts, joined=True)
         result = np.tile([[0.5], [0.0]], len(texts))  # (2, n)
         # Texts of similar length share a batch: padding changes no score, but costs time.
         order = sorted((i for i in range(len(rows)) if len(rows[i])), key=lambda i: len(rows[i]))
